@@ -1,0 +1,1 @@
+"""What happens outside the gradient: prompts, engines, scoring, the replay queue, and how they are run."""

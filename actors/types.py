@@ -1,0 +1,146 @@
+"""The words that workers exchange: Prompt, Request, Completion, Group, Adapter.
+
+Plain data. Loads neither torch, vLLM nor Ray.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+FINISH_REASONS = ("stop", "length")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One question, rendered and tokenized.
+
+    `ordinal` is its position in the training order and its identity everywhere (evaluation prompts have
+    negative ordinals). `answer` and `metadata` (a JSON text) are what the rewards need.
+    """
+
+    ordinal: int
+    text: str
+    token_ids: tuple[int, ...]
+    question: str
+    answer: str | None
+    task: str
+    metadata: str = "{}"
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to draw a completion; temperature 0 is greedy."""
+
+    temperature: float
+    max_tokens: int
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """One completion to sample, named by `request_id`."""
+
+    request_id: str
+    prompt_token_ids: tuple[int, ...]
+    sampling: Sampling
+
+
+@dataclass(frozen=True)
+class VersionSpan:
+    """`count` consecutive completion tokens that adapter `version` sampled."""
+
+    version: int
+    count: int
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What the engine sampled for one request.
+
+    `logprobs` (nats, one a token) are those of the distribution that was sampled from. `token_ids` ends with
+    the end-of-sequence token if `finish_reason` is "stop".
+    """
+
+    request_id: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    text: str
+    finish_reason: str
+    version_spans: tuple[VersionSpan, ...]
+
+
+@dataclass(frozen=True)
+class Score:
+    """The reward of one completion; `reward` is None where it could not be scored, with the reason in `error`."""
+
+    reward: float | None
+    terms: dict[str, float] = field(default_factory=dict)
+    error: str | None = None
+    # Whether the answer is right: in the demanded form, and anywhere in the text. Filled in evaluation.
+    strict: float | None = None
+    lenient: float | None = None
+
+
+@dataclass(frozen=True)
+class Group:
+    """All G completions of one prompt, scored once `scores` is filled."""
+
+    prompt: Prompt
+    completions: tuple[Completion, ...]
+    worker: str
+    attempt: int = 0
+    scores: tuple[Score, ...] = ()
+
+    @property
+    def oldest_version(self) -> int:
+        """The oldest adapter version that sampled any token of the group."""
+        return min(span.version for c in self.completions for span in c.version_spans)
+
+
+@dataclass(frozen=True)
+class AdapterEntry:
+    """Where one LoRA matrix lies in the flat buffer: `side` is "A" (rank x in) or "B" (out x rank)."""
+
+    module: str
+    side: str
+    shape: tuple[int, int]
+    offset: int
+
+    @property
+    def size(self) -> int:
+        return self.shape[0] * self.shape[1]
+
+
+@dataclass(frozen=True)
+class AdapterLayout:
+    """All entries of an adapter: first every A, then every B, so that one range holds all of B."""
+
+    rank: int
+    alpha: float
+    entries: tuple[AdapterEntry, ...]
+
+    @property
+    def scaling(self) -> float:
+        return self.alpha / self.rank
+
+    @property
+    def size(self) -> int:
+        last = self.entries[-1]
+        return last.offset + last.size
+
+    @property
+    def start_of_b(self) -> int:
+        return next(entry.offset for entry in self.entries if entry.side == "B")
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A version of the LoRA weights: one flat float32 tensor (`layout.size`) and what lies where in it."""
+
+    version: int
+    layout: AdapterLayout
+    flat: torch.Tensor

@@ -1,0 +1,172 @@
+"""vLLM as an Engine, in this process, through its public API.
+
+Keeps at most `max_num_seqs` requests inside vLLM and queues the rest here, so that each starts with the cache salt
+of the adapter that is current when it starts: the prefix cache can then never serve blocks of an older adapter.
+What vLLM does not document lives in vllm_internals.py. Knows nothing of training.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from actors.engine import SpanLog
+from actors.types import Adapter, AdapterLayout, Completion, Request, VersionSpan
+from actors.vllm_internals import (
+    LORA_ID,
+    LORA_NAME,
+    NO_PATH,
+    AdapterSlot,
+    check_version,
+    driver_worker,
+    mend_cpu_lora,
+    sampled_counts,
+    set_environment,
+    slot_rank,
+)
+
+
+@dataclass(frozen=True)
+class VllmOptions:
+    """How to start vLLM; `kv_cache_bytes` is the size of its key-value cache, never a share of the card."""
+
+    model_path: str
+    revision: str | None
+    dtype: str
+    quantization: str
+    device: str
+    threads: int
+    max_model_len: int
+    max_num_seqs: int
+    kv_cache_bytes: int
+    enforce_eager: bool
+    per_request_seeds: bool
+    seed: int
+    trust_remote_code: bool
+
+
+class VllmEngine:
+    """An Engine over vLLM. Raises EngineUnavailable where vLLM is missing or of an unknown version."""
+
+    def __init__(
+        self,
+        options: VllmOptions,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        layout: AdapterLayout,
+        eos_token_ids: Sequence[int],
+    ) -> None:
+        check_version()
+        set_environment(device=options.device, threads=options.threads)
+        if options.device == "cpu":
+            mend_cpu_lora()
+        self._tokenizer = tokenizer
+        self._eos = list(eos_token_ids)
+        self._options = options
+        self._engine = _start(options, layout)
+        self._slot = AdapterSlot(driver_worker(self._engine), layout)
+        self._version = 0
+        self._waiting: deque[Request] = deque()
+        self._running: set[str] = set()
+        self._spans = SpanLog()
+
+    @property
+    def unfinished(self) -> int:
+        return len(self._waiting) + len(self._running)
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        self._waiting.extend(requests)
+
+    def load_adapter(self, adapter: Adapter) -> None:
+        self._slot.write(adapter)
+        if self._running:
+            self._spans.close(self._version, sampled_counts(self._engine))
+        else:
+            self._engine.reset_prefix_cache()
+        self._version = adapter.version
+
+    def step(self) -> list[Completion]:
+        while self._waiting and len(self._running) < self._options.max_num_seqs:
+            self._start(self._waiting.popleft())
+        finished = [output for output in self._engine.step() if output.finished]
+        return [self._complete(output) for output in finished]
+
+    def _start(self, request: Request) -> None:
+        from vllm import SamplingParams
+        from vllm.lora.request import LoRARequest
+        from vllm.sampling_params import RequestOutputKind
+
+        sampling = request.sampling
+        params = SamplingParams(
+            temperature=sampling.temperature,
+            max_tokens=sampling.max_tokens,
+            seed=sampling.seed if self._options.per_request_seeds else None,
+            stop_token_ids=self._eos,
+            logprobs=0,
+            flat_logprobs=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        prompt: Any = {"prompt_token_ids": list(request.prompt_token_ids), "cache_salt": f"v{self._version}"}
+        self._spans.start(request.request_id)
+        self._running.add(request.request_id)
+        self._engine.add_request(
+            request.request_id, prompt, params, lora_request=LoRARequest(LORA_NAME, LORA_ID, NO_PATH)
+        )
+
+    def _complete(self, output: Any) -> Completion:
+        sampled = output.outputs[0]
+        token_ids = tuple(sampled.token_ids)
+        spans = self._spans.finish(output.request_id, self._version, len(token_ids))
+        self._running.discard(output.request_id)
+        return Completion(
+            request_id=output.request_id,
+            token_ids=token_ids,
+            logprobs=tuple(sampled.logprobs.logprobs[i] for i in sampled.logprobs.start_indices),
+            text=str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True)),
+            finish_reason=sampled.finish_reason,
+            version_spans=tuple(VersionSpan(*span) for span in spans),
+        )
+
+
+def _start(options: VllmOptions, layout: AdapterLayout) -> Any:
+    from vllm import EngineArgs, LLMEngine
+
+    targets = sorted({entry.module.rsplit(".", 1)[-1] for entry in layout.entries})
+    extra: dict[str, Any] = {}
+    if options.device == "cpu":
+        # A block of 32 tokens lets short prompts share their prefix. Whole prompts only: a seeded request whose
+        # prompt is split fails there ("CPU Generator does not use offset", vLLM 0.32).
+        extra |= {
+            "block_size": 32,
+            "enable_chunked_prefill": False,
+            "max_num_batched_tokens": max(4096, options.max_model_len),
+        }
+    if options.quantization == "nf4":
+        extra |= {"quantization": "bitsandbytes", "load_format": "bitsandbytes"}
+    return LLMEngine.from_engine_args(
+        EngineArgs(
+            model=options.model_path,
+            revision=options.revision,
+            skip_tokenizer_init=True,
+            dtype=options.dtype,  # type: ignore[arg-type]
+            trust_remote_code=options.trust_remote_code,
+            seed=options.seed,
+            max_model_len=options.max_model_len,
+            max_num_seqs=options.max_num_seqs,
+            kv_cache_memory_bytes=options.kv_cache_bytes,
+            gpu_memory_utilization=0.05,  # only a start-up check once the cache is given in bytes
+            enforce_eager=options.enforce_eager,
+            enable_prefix_caching=True,
+            async_scheduling=False,  # an adapter written between two steps must find no step under way
+            enable_lora=True,
+            max_loras=1,
+            max_lora_rank=slot_rank(layout.rank),  # type: ignore[arg-type]
+            lora_target_modules=targets,
+            logprobs_mode="processed_logprobs",
+            disable_log_stats=True,
+            **extra,
+        )
+    )

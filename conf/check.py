@@ -1,0 +1,91 @@
+"""Settings that cannot work, found before anything loads. Knows only the settings."""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+
+from conf.errors import UsageError
+from conf.schema import GROUPS, Settings
+
+NAMES = {
+    "algorithm.name": ("grpo",),
+    "engine.name": ("auto", "vllm", "transformers"),
+    "hardware.device": ("auto", "cpu", "cuda"),
+    "model.dtype": ("auto", "float32", "bfloat16", "float16"),
+    "model.quantization": ("none", "nf4"),
+    "runtime.name": ("local",),
+}
+# Each key with the least value that makes sense.
+LEAST: dict[str, float] = {
+    "algorithm.prompts_per_step": 1, "algorithm.group_size": 2, "data.held_out": 1, "data.max_prompt_tokens": 1,
+    "data.max_bad_rows": 0, "sampling.max_tokens": 1, "engine.max_num_seqs": 1, "evaluation.every": 0,
+    "evaluation.samples": 0, "learner.micro_batch_tokens": 1, "learner.logit_chunk_tokens": 1, "learner.warmup_steps": 0,
+    "learner.weight_decay": 0, "model.lora.rank": 1, "reward.workers": 1, "run.steps": 1, "run.checkpoint_every": 1,
+    "run.keep_checkpoints": 1, "runtime.max_staleness": 0, "algorithm.kl_coefficient": 0,
+}  # fmt: skip
+POSITIVE = ("learner.learning_rate", "sampling.temperature", "reward.deadline_seconds", "reward.memory_gib",
+            "learner.max_grad_norm", "model.lora.alpha")  # fmt: skip
+
+
+def check_settings(settings: Settings) -> None:
+    """Raises UsageError naming every setting that cannot work."""
+    wrong = []
+    for key, names in NAMES.items():
+        if (value := _get(settings, key)) not in names:
+            wrong.append(f"{key}={value}: choose {', '.join(names)}")
+    for key, least in LEAST.items():
+        if (value := _get(settings, key)) < least:
+            wrong.append(f"{key}={value}: must be at least {least:g}")
+    wrong += [f"{key}={_get(settings, key)}: must be over 0" for key in POSITIVE if not _get(settings, key) > 0]
+    if settings.algorithm.group_size < 2:
+        wrong.append("a group of 1 has no advantage: GRPO compares the completions of one prompt with each other")
+    if not settings.reward.terms:
+        wrong.append("reward.terms is empty: name at least one, for instance reward=numeric")
+    if not 0 < settings.reward.quorum <= 1:
+        wrong.append(f"reward.quorum={settings.reward.quorum}: must be over 0 and at most 1")
+    if settings.run.resume not in ("auto", "never") and not settings.run.resume.isdigit():
+        wrong.append(f"run.resume={settings.run.resume}: choose auto, never or a step's number")
+    if wrong:
+        raise UsageError("\n".join(wrong))
+
+
+def check_overrides(arguments: Sequence[str]) -> None:
+    """Raises UsageError for an override of a key that does not exist, with the nearest one that does."""
+    words = [a for a in arguments if "=" in a and not a.startswith("-")]
+    try:
+        overrides = OverridesParser.create().parse_overrides(words)
+    except HydraException:
+        return  # Hydra says better what is wrong with the grammar
+    known = list(_keys(Settings()))
+    for override in overrides:
+        key = override.key_or_group
+        free = any(key.startswith(f"{parent}.") for parent in ("data.task", "reward.terms"))
+        if override.is_delete() or override.is_add() or "/" in key or "@" in key or key.split(".")[0] == "hydra":
+            continue
+        if key not in known and key not in GROUPS and not free:
+            near = difflib.get_close_matches(key, [*known, *GROUPS], n=1, cutoff=0.5)
+            leaf = difflib.get_close_matches(key.rsplit(".", 1)[-1], [k.rsplit(".", 1)[-1] for k in known], n=1)
+            guess = near or [k for k in known if leaf and k.rsplit(".", 1)[-1] == leaf[0]][:1]
+            hint = f"; did you mean {guess[0]}?" if guess else "; python launch.py --cfg job lists them all"
+            raise UsageError(f"there is no setting {key}{hint}")
+
+
+def _keys(node: Any, prefix: str = "") -> list[str]:
+    keys = []
+    for f in fields(node):
+        keys.append(prefix + f.name)
+        value = getattr(node, f.name)
+        if is_dataclass(value):
+            keys += _keys(value, f"{prefix}{f.name}.")
+    return keys
+
+
+def _get(settings: Settings, key: str) -> Any:
+    value: Any = settings
+    for name in key.split("."):
+        value = getattr(value, name)
+    return value

@@ -1,0 +1,207 @@
+"""Every setting of Epiphany, typed, with its default: the only home of defaults.
+
+The YAML files beside this one name presets; Hydra lays them over these classes, so an unknown key or a
+value of the wrong type stops the program before anything loads. Knows no other package of Epiphany.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+
+@dataclass
+class LoraSettings:
+    """The adapter that is trained."""
+
+    rank: int = 16
+    alpha: float = 32.0
+    target_modules: list[str] = field(
+        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    )
+
+
+@dataclass
+class ModelSettings:
+    """The frozen base model and its adapter."""
+
+    # A folder, a Hugging Face id, or a .gguf file.
+    path: str = MISSING
+    revision: str | None = None
+    # A package that carries the same model as a GGUF file, used where the hub cannot be reached.
+    package: str | None = None
+    # float32, bfloat16, float16, or auto (float32 on a CPU; bfloat16 on a GPU that has it, else float16).
+    dtype: str = "auto"
+    # none, or nf4 (QLoRA through bitsandbytes).
+    quantization: str = "none"
+    # A Jinja chat template (text or file) in place of the tokenizer's own.
+    chat_template: str | None = None
+    trust_remote_code: bool = False
+    lora: LoraSettings = field(default_factory=LoraSettings)
+
+
+@dataclass
+class DataSettings:
+    """Where prompts come from."""
+
+    # A .jsonl, .csv or .parquet file, a Hugging Face dataset id, or reasoning_gym:<task>.
+    source: str = MISSING
+    # Options of a reasoning-gym task; `size` is the number of rows that it makes.
+    task: dict[str, Any] = field(default_factory=dict)
+    split: str = "train"
+    # Column names; null finds them by themselves.
+    prompt_column: str | None = None
+    answer_column: str | None = None
+    system_prompt: str | None = None
+    # Rows set aside for evaluation, never trained on.
+    held_out: int = 64
+    seed: int = 0
+    max_prompt_tokens: int = 512
+    max_bad_rows: int = 0
+
+
+@dataclass
+class TermSettings:
+    """One term of the reward: a registered name or package.module:function, and its weight."""
+
+    fn: str = MISSING
+    weight: float = 1.0
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class RewardSettings:
+    """How completions are scored."""
+
+    terms: list[TermSettings] = field(default_factory=list)
+    # Child processes that score, each with the deadline and memory limit below.
+    workers: int = 1
+    deadline_seconds: float = 10.0
+    memory_gib: float = 2.0
+    # A group with fewer scorable samples than this share is dropped and another prompt takes its place.
+    quorum: float = 0.5
+    # Stop at the start if the gold answer does not score full marks.
+    check_gold: bool = True
+
+
+@dataclass
+class AlgorithmSettings:
+    """The objective (learner/objectives.py) and its constants."""
+
+    name: str = "grpo"
+    prompts_per_step: int = 16
+    group_size: int = 8
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    # Weight of KL(policy || base model), estimator k3; 0 skips the reference pass.
+    kl_coefficient: float = 0.0
+    # Cap of the importance weight that corrects engine/learner mismatch; null turns the correction off.
+    importance_cap: float | None = 2.0
+
+
+@dataclass
+class LearnerSettings:
+    """One optimizer step."""
+
+    learning_rate: float = 1e-4
+    warmup_steps: int = 0
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    # Tokens of one packed micro-batch, and tokens whose logits exist at one time.
+    micro_batch_tokens: int = 8192
+    logit_chunk_tokens: int = 1024
+    gradient_checkpointing: bool = False
+
+
+@dataclass
+class EngineSettings:
+    """The rollout engine."""
+
+    # vllm, transformers, or auto (vLLM where it runs).
+    name: str = "auto"
+    max_num_seqs: int = 64
+    # Null sizes the cache for max_num_seqs sequences of full length.
+    kv_cache_gib: float | None = None
+    # Repeatable samples whatever shares the batch; null: on for the CPU, off for a GPU, where they cost speed.
+    per_request_seeds: bool | None = None
+    # Skip compilation and CUDA graphs; null: on for the CPU only.
+    enforce_eager: bool | None = None
+
+
+@dataclass
+class SamplingSettings:
+    """How completions are drawn in training."""
+
+    temperature: float = 1.0
+    max_tokens: int = 256
+
+
+@dataclass
+class EvaluationSettings:
+    """Held-out evaluation: greedy, and `samples` draws a prompt at the training temperature."""
+
+    every: int = 0
+    samples: int = 4
+    # Null takes all held-out prompts.
+    max_prompts: int | None = None
+
+
+@dataclass
+class HardwareSettings:
+    """What this process runs on: cpu, cuda, or auto."""
+
+    device: str = "auto"
+    # Threads of torch and vLLM on the CPU; null takes the cores this process may use.
+    threads: int | None = None
+
+
+@dataclass
+class RuntimeSettings:
+    """How the workers are run."""
+
+    name: str = "local"
+    # Versions by which a trained sample may lag behind the policy; 0 is strictly on-policy.
+    max_staleness: int = 0
+
+
+@dataclass
+class RunSettings:
+    """The run folder, its length and its state."""
+
+    name: str = "default"
+    folder: str = "runs/${run.name}"
+    steps: int = 100
+    seed: int = 0
+    # auto goes on from the newest sound checkpoint; never wants an empty folder; a number picks a step.
+    resume: str = "auto"
+    checkpoint_every: int = 10
+    keep_checkpoints: int = 2
+
+
+@dataclass
+class Settings:
+    """All of it."""
+
+    model: ModelSettings = field(default_factory=ModelSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    reward: RewardSettings = field(default_factory=RewardSettings)
+    algorithm: AlgorithmSettings = field(default_factory=AlgorithmSettings)
+    learner: LearnerSettings = field(default_factory=LearnerSettings)
+    engine: EngineSettings = field(default_factory=EngineSettings)
+    sampling: SamplingSettings = field(default_factory=SamplingSettings)
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    hardware: HardwareSettings = field(default_factory=HardwareSettings)
+    runtime: RuntimeSettings = field(default_factory=RuntimeSettings)
+    run: RunSettings = field(default_factory=RunSettings)
+
+
+GROUPS = ("model", "data", "reward", "algorithm", "hardware", "runtime", "experiment")
+
+
+def register() -> None:
+    """Make the schema known to Hydra under the names that conf/*.yaml build on."""
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Settings)

@@ -1,0 +1,1 @@
+"""What happens inside the gradient: advantages, surrogates, the policy, and one optimizer step from one table."""

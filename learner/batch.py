@@ -1,0 +1,104 @@
+"""From an Arrow table of rollouts to packed micro-batches.
+
+A micro-batch is one stream of tokens: each prompt once, then those of its completions that are in it, without
+padding. Knows Arrow and tensors; knows neither models nor objectives. Suffixes: N completions, S stream, T completion
+tokens (the ones with a log-probability).
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from learner.attention import Packing, Segment
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """A table as arrays; completion n has `token_ids[n]`, of which the first `prompt_lengths[n]` are the prompt."""
+
+    token_ids: list[np.ndarray]
+    prompt_lengths: np.ndarray
+    behavior_logprobs: list[np.ndarray]
+    rewards_N: torch.Tensor
+    groups_N: torch.Tensor
+    lengths_N: torch.Tensor
+
+    @classmethod
+    def from_table(cls, table: pa.Table) -> "Rollouts":
+        ordinals = table.column("ordinal").to_numpy()
+        _, groups = np.unique(ordinals, return_inverse=True)
+        rewards = table.column("reward").to_numpy(zero_copy_only=False).astype(np.float64)
+        token_ids = [np.asarray(x.values) for x in table.column("token_ids")]
+        logprobs = [np.asarray(x.values) for x in table.column("behavior_logprobs")]
+        lengths = np.array([len(x) for x in logprobs])
+        return cls(
+            token_ids, table.column("prompt_length").to_numpy(), logprobs,
+            torch.from_numpy(rewards), torch.from_numpy(groups), torch.from_numpy(lengths),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """One packed stream. `hidden_index_T` says which stream position predicts completion token t, `row_T` whose it is."""
+
+    input_ids_S: torch.Tensor
+    positions_S: torch.Tensor
+    packing: Packing
+    hidden_index_T: torch.Tensor
+    targets_T: torch.Tensor
+    row_T: torch.Tensor
+    behavior_logprobs_T: torch.Tensor
+
+
+def micro_batches(
+    rollouts: Rollouts, rows: Sequence[int], *, max_tokens: int, device: torch.device | str
+) -> Iterator[MicroBatch]:
+    """Pack the completions `rows` into streams of at most `max_tokens` tokens (a longer single one gets its own)."""
+    current: list[int] = []
+    tokens, group = 0, -1
+    for row in rows:
+        completion, prompt = int(rollouts.lengths_N[row]) - 1, int(rollouts.prompt_lengths[row])
+        cost = completion + (prompt if int(rollouts.groups_N[row]) != group else 0)
+        if current and tokens + cost > max_tokens:
+            yield _pack(rollouts, current, device)
+            current, tokens, cost = [], 0, completion + prompt
+        current.append(row)
+        tokens, group = tokens + cost, int(rollouts.groups_N[row])
+    if current:
+        yield _pack(rollouts, current, device)
+
+
+def _pack(rollouts: Rollouts, rows: list[int], device: torch.device | str) -> MicroBatch:
+    ids, positions, segments, hidden_index, targets, owners = [], [], [], [], [], []
+    offset, group, prompt_start = 0, -1, 0
+    for row in rows:
+        prompt_length = int(rollouts.prompt_lengths[row])
+        tokens = rollouts.token_ids[row]
+        if int(rollouts.groups_N[row]) != group:
+            group, prompt_start = int(rollouts.groups_N[row]), offset
+            ids.append(tokens[:prompt_length])
+            positions.append(np.arange(prompt_length))
+            segments.append(Segment(offset, prompt_length))
+            offset += prompt_length
+        completion = tokens[prompt_length:]
+        fed = len(completion) - 1  # the last token predicts nothing
+        if fed:
+            ids.append(completion[:-1])
+            positions.append(np.arange(prompt_length, prompt_length + fed))
+            segments.append(Segment(offset, fed, prompt_start, prompt_length))
+        # The prompt's last position predicts the first token of every completion.
+        hidden_index.append(np.r_[prompt_start + prompt_length - 1, np.arange(offset, offset + fed)])
+        targets.append(completion)
+        owners.append(np.full(len(completion), row))
+        offset += fed
+
+    def tensor(arrays: list[np.ndarray], dtype: torch.dtype = torch.long) -> torch.Tensor:
+        return torch.from_numpy(np.concatenate(arrays)).to(device, dtype, non_blocking=True)
+
+    return MicroBatch(
+        tensor(ids), tensor(positions), Packing(segments, device), tensor(hidden_index), tensor(targets), tensor(owners),
+        tensor([rollouts.behavior_logprobs[row] for row in rows], torch.float32),
+    )  # fmt: skip

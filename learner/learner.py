@@ -1,0 +1,145 @@
+"""Learner: one optimizer step from one Arrow table.
+
+Knows the policy, the objective and the optimizer; knows neither where the rows came from nor where the adapter goes.
+"""
+
+import dataclasses
+import time
+from dataclasses import dataclass
+
+import pyarrow as pa
+import torch
+
+from actors.types import Adapter
+from conf.schema import LearnerSettings
+from learner import kl
+from learner.batch import MicroBatch, Rollouts, micro_batches
+from learner.objectives import Objective, Prepared, TokenTerms
+from learner.policy import Policy
+
+
+@dataclass
+class StepStats:
+    """What a step did. Means are over the completion tokens that were trained; `mismatch` is the mean
+    |policy - behavior| log-probability in nats, `reference_kl` is k3 against the base model where it was computed."""
+
+    loss: float = 0.0
+    grad_norm: float = 0.0
+    learning_rate: float = 0.0
+    mismatch: float = 0.0
+    mismatch_max: float = 0.0
+    capped_share: float = 0.0
+    entropy: float = 0.0
+    reference_kl: float | None = None
+    trained_completions: int = 0
+    trained_tokens: int = 0
+    stream_tokens: int = 0
+    seconds: float = 0.0
+
+
+class Learner:
+    """Trains `policy` by `objective`; `version` counts the optimizer steps taken."""
+
+    def __init__(self, policy: Policy, objective: Objective, settings: LearnerSettings) -> None:
+        self.version = 0
+        self._policy = policy
+        self._objective = objective
+        self._settings = settings
+        self._optimizer = torch.optim.AdamW(
+            [policy.lora.flat], lr=settings.learning_rate, betas=(settings.adam_beta1, settings.adam_beta2),
+            weight_decay=settings.weight_decay, fused=True,
+        )  # fmt: skip
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        return self._optimizer
+
+    @property
+    def policy(self) -> Policy:
+        return self._policy
+
+    def adapter(self, device: str | None = None) -> Adapter:
+        """The weights as they are now, as version `version`."""
+        return self._policy.lora.export(self.version, device=device)
+
+    def load(self, adapter: Adapter) -> None:
+        """Go on from `adapter` and its version."""
+        self._policy.lora.load(adapter)
+        self.version = adapter.version
+
+    def step(self, table: pa.Table) -> StepStats:
+        """One optimizer step on every row of `table`. Raises FloatingPointError if the gradient is not finite."""
+        start = time.monotonic()
+        flat, s = self._policy.lora.flat, self._settings
+        assert flat.grad is not None
+        flat.grad.zero_()
+        stats = self.accumulate(table)
+        stats.grad_norm = float(torch.nn.utils.clip_grad_norm_([flat], s.max_grad_norm))
+        if not stats.grad_norm < float("inf"):
+            raise FloatingPointError(
+                f"the gradient norm is {stats.grad_norm} at version {self.version}; nothing was changed"
+            )
+        stats.learning_rate = s.learning_rate * min(1.0, (self.version + 1) / max(1, s.warmup_steps))
+        self._optimizer.param_groups[0]["lr"] = stats.learning_rate
+        self._optimizer.step()
+        self.version += 1
+        stats.seconds = time.monotonic() - start
+        return stats
+
+    def accumulate(self, table: pa.Table) -> StepStats:
+        """Add the gradient of the loss on `table` to the flat gradient, micro-batch by micro-batch."""
+        rollouts = Rollouts.from_table(table)
+        prepared = self._objective.prepare(rollouts.rewards_N, rollouts.groups_N, rollouts.lengths_N)
+        # A completion without advantage moves nothing, unless the reference pulls on it.
+        moves_N = prepared.token_weights_N > 0
+        if not self._objective.needs_reference:
+            moves_N &= prepared.advantages_N != 0
+        rows = moves_N.nonzero()[:, 0].tolist()
+        sums: dict[str, torch.Tensor] = {}
+        stream_tokens = 0
+        for batch in micro_batches(
+            rollouts, rows, max_tokens=self._settings.micro_batch_tokens, device=self._policy.device
+        ):
+            stream_tokens += len(batch.input_ids_S)
+            for name, value in self._backward(batch, prepared).items():
+                if name == "mismatch_max":
+                    sums[name] = torch.maximum(sums.get(name, value), value)
+                else:
+                    sums[name] = sums.get(name, torch.zeros_like(value)) + value
+        stats = StepStats(trained_completions=len(rows), stream_tokens=stream_tokens)
+        if rows:
+            values = dict(zip(sums, torch.stack([x.double() for x in sums.values()]).tolist(), strict=True))
+            tokens = values.pop("tokens")
+            means = {name: values[name] / tokens for name in values if name not in ("loss", "mismatch_max")}
+            stats = dataclasses.replace(
+                stats, trained_tokens=int(tokens), loss=values["loss"], mismatch_max=values["mismatch_max"], **means
+            )
+        return stats
+
+    def _backward(self, batch: MicroBatch, prepared: Prepared) -> dict[str, torch.Tensor]:
+        rows = batch.row_T.cpu()
+        terms = TokenTerms(
+            advantages_T=prepared.advantages_N[rows].to(batch.targets_T.device, torch.float32),
+            weights_T=prepared.token_weights_N[rows].to(batch.targets_T.device, torch.float32),
+            behavior_logprobs_T=batch.behavior_logprobs_T,
+        )
+        reference_logprobs_T = None
+        if self._objective.needs_reference:
+            with self._policy.reference():
+                reference_logprobs_T, _ = self._policy.logprobs(batch)
+        policy_logprobs_T, entropy_T = self._policy.logprobs(batch)
+        loss = self._objective.loss(terms, policy_logprobs_T, reference_logprobs_T)
+        loss.backward()
+        policy_logprobs_T = policy_logprobs_T.detach()
+        mismatch_T = (policy_logprobs_T - batch.behavior_logprobs_T).abs()
+        sums = {
+            "loss": loss.detach(),
+            "tokens": loss.new_tensor(len(batch.targets_T)),
+            "mismatch": mismatch_T.sum(),
+            "mismatch_max": mismatch_T.max(),
+            "capped_share": self._objective.clipped(terms, policy_logprobs_T).sum(),
+            "entropy": entropy_T.sum(),
+        }
+        if reference_logprobs_T is not None:
+            sums["reference_kl"] = kl.k3(policy_logprobs_T, reference_logprobs_T).sum()
+        return sums

@@ -1,0 +1,70 @@
+"""Policy: the frozen base model with its LoRA adapter, and the log-probabilities that it gives to a micro-batch.
+
+Knows models; knows neither rewards, objectives nor optimizers.
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from transformers import PreTrainedModel
+
+from actors.lora import FlatLora
+from actors.models import ModelError
+from learner.batch import MicroBatch
+from learner.logprobs import token_logprobs
+
+UNSUPPORTED = ("final_logit_softcapping", "logits_scaling", "logit_scale")
+
+
+class Policy:
+    """`model` must have been loaded with the packed attention (learner.attention.NAME).
+
+    `temperature` is the sampler's: log-probabilities are those of the distribution that was sampled from.
+    Raises ModelError for a model that changes its logits after the head.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, *, lora: dict, seed: int, temperature: float, logit_chunk_tokens: int,
+        gradient_checkpointing: bool,
+    ) -> None:  # fmt: skip
+        changed = [name for name in UNSUPPORTED if getattr(model.config, name, None) not in (None, 1.0)]
+        if changed:
+            raise ModelError(
+                f"{type(model).__name__} changes its logits ({', '.join(changed)}), which the learner does not do"
+            )
+        if gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.lora = FlatLora(model, **lora, seed=seed)
+        self._base = model
+        self._decoder = model.get_decoder()
+        self._head_VH = model.get_output_embeddings().weight  # type: ignore[union-attr]
+        self._temperature = temperature
+        self._chunk = logit_chunk_tokens
+        self._dtype = self._head_VH.dtype
+        model.train(gradient_checkpointing)  # checkpointing is active in training mode only; there is no dropout
+
+    @property
+    def device(self) -> torch.device:
+        return self.lora.flat.device
+
+    def logprobs(self, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probability and entropy (nats, float32 [T]) of each completion token."""
+        # LoRA weights are float32; on a 16-bit base their matmuls run in its dtype, as they do in the engine.
+        with torch.autocast(self.device.type, dtype=self._dtype, enabled=self._dtype != torch.float32):
+            output = self._decoder(
+                input_ids=batch.input_ids_S[None],
+                position_ids=batch.positions_S[None],
+                use_cache=False,
+                packing=batch.packing,
+            )
+            hidden_TH = output.last_hidden_state[0].index_select(0, batch.hidden_index_T)
+        return token_logprobs(
+            hidden_TH, self._head_VH, batch.targets_T, temperature=self._temperature, chunk=self._chunk
+        )
+
+    @contextlib.contextmanager
+    def reference(self) -> Iterator[None]:
+        """Within, the adapter is off: the policy is the reference policy, and nothing records gradients."""
+        with torch.no_grad(), self.lora.model.disable_adapter():
+            yield

@@ -1,0 +1,1 @@
+"""What is good: pure reward functions of one sample, their registry and their weighted sum."""

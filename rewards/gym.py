@@ -1,0 +1,35 @@
+"""The door to reasoning-gym, which is imported nowhere else."""
+
+import functools
+import importlib.util
+import sys
+import types
+from typing import Any
+
+
+@functools.cache
+def reasoning_gym() -> Any:
+    """The module reasoning_gym. Raises ImportError if it is not installed."""
+    if importlib.util.find_spec("pycosat") is None:
+        # reasoning-gym 0.1.25 imports pycosat, which has no wheels and needs a compiler, for two puzzles only.
+        # Remove when it becomes optional there.
+        stand_in = types.ModuleType("pycosat")
+
+        def solve(*_args: object, **_kwargs: object) -> None:
+            raise ImportError("this reasoning-gym task needs the package pycosat: pip install pycosat")
+
+        stand_in.solve = solve  # type: ignore[attr-defined]
+        sys.modules["pycosat"] = stand_in
+    import reasoning_gym as module
+
+    return module
+
+
+@functools.cache
+def _scorer(task: str) -> Any:
+    return reasoning_gym().get_score_answer_fn(task)
+
+
+def score_answer(task: str, answer: str, entry: dict[str, Any]) -> float:
+    """reasoning-gym's score in 0 to 1 of `answer` for the row `entry` of `task`."""
+    return float(_scorer(task)(answer=answer, entry=entry))

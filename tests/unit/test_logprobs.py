@@ -1,0 +1,30 @@
+"""Chunked log-probabilities against the plain formula and autograd."""
+
+import pytest
+import torch
+
+from learner.logprobs import token_logprobs
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 100])
+def test_equals_the_full_log_softmax(chunk: int):
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(7, 5, generator=generator, requires_grad=True)
+    head = torch.randn(11, 5, generator=generator)
+    targets = torch.randint(11, (7,), generator=generator)
+    upstream = torch.randn(7, generator=generator)
+
+    full = (hidden @ head.T / 0.7).log_softmax(-1)
+    (expected_gradient,) = torch.autograd.grad((full[range(7), targets] * upstream).sum(), hidden)
+    logprobs, entropy = token_logprobs(hidden, head, targets, temperature=0.7, chunk=chunk)
+    (gradient,) = torch.autograd.grad((logprobs * upstream).sum(), hidden)
+
+    torch.testing.assert_close(logprobs, full[range(7), targets])
+    torch.testing.assert_close(entropy, -(full.exp() * full).sum(-1).detach())
+    torch.testing.assert_close(gradient, expected_gradient)
+
+
+def test_nothing_is_kept_without_gradient():
+    hidden = torch.randn(4, 5)
+    logprobs, _ = token_logprobs(hidden, torch.randn(11, 5), torch.tensor([0, 1, 2, 3]), temperature=1.0, chunk=2)
+    assert not logprobs.requires_grad

@@ -1,0 +1,156 @@
+"""The packed, prefix-shared policy against plain forward passes, and the learner's micro-batches."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from actors.lora import FlatLora
+from actors.models import ModelSource, load_base_model
+from conf.schema import AlgorithmSettings, LearnerSettings
+from learner.attention import NAME
+from learner.batch import Rollouts, micro_batches
+from learner.learner import Learner
+from learner.objectives import GRPO
+from learner.policy import Policy
+from tests.rollouts import group, table
+
+LORA = {"rank": 4, "alpha": 8.0, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]}
+
+
+def make_policy(folder: Path, *, temperature: float = 1.0, checkpointing: bool = False, quantization: str = "none") -> Policy:
+    source = ModelSource(str(folder), None, "test")
+    model = load_base_model(
+        source, dtype="float32", device="cpu", quantization=quantization, trust_remote_code=False, attention=NAME
+    )
+    policy = Policy(
+        model, lora=LORA, seed=0, temperature=temperature, logit_chunk_tokens=5, gradient_checkpointing=checkpointing
+    )
+    randomise(policy.lora)
+    return policy
+
+
+def randomise(lora: FlatLora) -> None:
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        lora.flat.add_(0.2 * torch.randn(lora.flat.shape, generator=generator))
+
+
+def a_table():
+    draw = torch.Generator().manual_seed(2)
+
+    def tokens(n: int) -> list[int]:
+        return torch.randint(2, 250, (n,), generator=draw).tolist()
+
+    groups = []
+    for ordinal, (prompt, sizes) in enumerate([(9, [1, 4, 7, 2]), (3, [5, 5, 1, 6])]):
+        completions = [tokens(n) for n in sizes]
+        groups.append(group(ordinal, [1.0, 0.0, 0.5, 0.25], prompt=tokens(prompt), completions=completions))
+    return table(groups)
+
+
+def test_packed_logprobs_equal_plain_forward_passes(tiny_model: Path):
+    policy = make_policy(tiny_model, temperature=0.8)
+    rollouts = Rollouts.from_table(a_table())
+    (batch,) = micro_batches(rollouts, range(8), max_tokens=10_000, device="cpu")
+    found, entropy = policy.logprobs(batch)
+
+    plain = load_base_model(
+        ModelSource(str(tiny_model), None, ""), dtype="float32", device="cpu", quantization="none", trust_remote_code=False
+    )
+    oracle = FlatLora(plain, **LORA, seed=0)
+    oracle.load(policy.lora.export(0))
+    expected, expected_entropy = [], []
+    for tokens, start in zip(rollouts.token_ids, rollouts.prompt_lengths, strict=True):
+        logits = oracle.model(input_ids=torch.tensor(tokens[None], dtype=torch.long)).logits[0] / 0.8
+        logprobs = logits.log_softmax(-1)[start - 1 : -1]
+        expected.append(logprobs[range(len(tokens) - start), torch.tensor(tokens[start:], dtype=torch.long)])
+        expected_entropy.append(-(logprobs.exp() * logprobs).sum(-1))
+    torch.testing.assert_close(found, torch.cat(expected), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(entropy, torch.cat(expected_entropy), atol=1e-5, rtol=1e-5)
+
+    torch.cat(expected).square().sum().backward()
+    found.square().sum().backward()
+    difference = (policy.lora.flat.grad - oracle.flat.grad).norm() / oracle.flat.grad.norm()
+    assert difference < 1e-5
+
+
+def learner(folder: Path, *, micro_batch_tokens: int = 8192, kl: float = 0.0, **options) -> Learner:
+    settings = LearnerSettings(learning_rate=1e-3, micro_batch_tokens=micro_batch_tokens)
+    return Learner(make_policy(folder, **options), GRPO(AlgorithmSettings(kl_coefficient=kl)), settings)
+
+
+@pytest.mark.parametrize("kl", [0.0, 0.3])
+def test_one_batch_of_eight_equals_micro_batches(tiny_model: Path, kl: float):
+    gradients = []
+    for tokens in (8192, 20, 1):
+        one = learner(tiny_model, micro_batch_tokens=tokens, kl=kl)
+        stats = one.accumulate(a_table())
+        gradients.append((one.policy.lora.flat.grad, stats.loss))
+    whole, loss = gradients[0]
+    assert whole.abs().max() > 1e-3
+    for gradient, other_loss in gradients[1:]:
+        torch.testing.assert_close(gradient, whole, atol=1e-6, rtol=1e-6)
+        assert other_loss == pytest.approx(loss, abs=1e-6)
+
+
+def test_checkpointed_gradients_are_the_same(tiny_model: Path):
+    plain, checkpointed = learner(tiny_model), learner(tiny_model, checkpointing=True)
+    plain.accumulate(a_table())
+    checkpointed.accumulate(a_table())
+    torch.testing.assert_close(checkpointed.policy.lora.flat.grad, plain.policy.lora.flat.grad, atol=1e-6, rtol=1e-6)
+
+
+def test_flat_groups_have_no_gradient(tiny_model: Path):
+    one = learner(tiny_model)
+    stats = one.accumulate(table([group(0, [1.0, 1.0]), group(1, [0.0, 0.0])]))
+    assert stats.trained_completions == 0
+    assert not one.policy.lora.flat.grad.any()
+
+
+def test_a_step_raises_the_probability_of_what_was_better(tiny_model: Path):
+    one = learner(tiny_model)
+    rows = table([group(0, [1.0, 0.0], completions=[[40, 41], [50, 51]])])
+    (batch,) = micro_batches(Rollouts.from_table(rows), [0, 1], max_tokens=100, device="cpu")
+    before = one.policy.logprobs(batch)[0].detach()
+    one.step(rows)
+    change = one.policy.logprobs(batch)[0].detach() - before
+    assert one.version == 1
+    assert change[:2].sum() > 0 > change[2:].sum()
+
+
+def test_the_reference_is_the_base_model(tiny_model: Path):
+    policy = make_policy(tiny_model)
+    (batch,) = micro_batches(Rollouts.from_table(a_table()), range(8), max_tokens=100, device="cpu")
+    with policy.reference():
+        reference = policy.logprobs(batch)[0]
+    with torch.no_grad():
+        policy.lora.flat.zero_()
+    torch.testing.assert_close(reference, policy.logprobs(batch)[0].detach())
+
+
+def test_infinite_gradients_change_nothing(tiny_model: Path):
+    one = learner(tiny_model)
+    with torch.no_grad():
+        one.policy.lora.flat[0] = float("inf")
+    before = one.policy.lora.flat.detach().clone()
+    with pytest.raises(FloatingPointError, match="version 0"):
+        one.step(a_table())
+    assert torch.equal(one.policy.lora.flat, before)
+
+
+def test_nf4_base_learns(smollm2: str):
+    """QLoRA through bitsandbytes' CPU path: the base is 4-bit, its log-probabilities are near, gradients flow."""
+    full, quantised = make_policy(Path(smollm2)), make_policy(Path(smollm2), quantization="nf4")
+    assert any(type(p).__name__ == "Params4bit" for p in quantised.lora.model.parameters())
+    rows = table([group(0, [1.0, 0.0], prompt=list(range(100, 120)), completions=[[300, 301, 302], [400, 401]])])
+    (batch,) = micro_batches(Rollouts.from_table(rows), [0, 1], max_tokens=100, device="cpu")
+    for policy in (full, quantised):
+        with torch.no_grad():
+            policy.lora.flat.zero_()
+            policy.lora.flat[: policy.lora.layout.start_of_b].fill_(0.01)
+    with torch.no_grad():
+        difference = (full.logprobs(batch)[0] - quantised.logprobs(batch)[0]).abs().mean()
+    assert 0 < difference < 1.5
+    one = Learner(quantised, GRPO(AlgorithmSettings()), LearnerSettings())
+    assert one.step(rows).grad_norm > 0
