@@ -20,7 +20,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from conf.check import check_overrides, check_settings
+from conf.check import check_overrides, check_settings, open_free_keys
 from conf.errors import UsageError
 from conf.schema import Settings, register
 
@@ -135,6 +135,7 @@ def main() -> None:
         check_overrides(sys.argv[1:])
     except UsageError as error:
         _fail(error)
+    sys.argv[1:] = open_free_keys(sys.argv[1:])
     _hydra_main()
 
 

@@ -52,7 +52,7 @@ def candidates(arguments: list[str]) -> list[tuple[str, str]]:
 def settings_for(task: str, options: str, reward: str) -> Settings:
     task_options = "{" + ", ".join(filter(None, ["size: 200", options[1:-1]])) + "}"
     overrides = [
-        "experiment=sums", f"reward={reward}", f"data.source=reasoning_gym:{task}", f"data.task={task_options}",
+        "experiment=sums", f"reward={reward}", f"data.source=reasoning_gym:{task}", "data=file", f"++data.task={task_options}",
         "data.max_prompt_tokens=384", "data.held_out=32",
     ]  # fmt: skip
     with initialize_config_module("conf", version_base="1.3"):

@@ -53,6 +53,15 @@ def check_settings(settings: Settings) -> None:
         raise UsageError("\n".join(wrong))
 
 
+# Below these, keys are the user's own.
+FREE = ("data.task",)
+
+
+def open_free_keys(arguments: Sequence[str]) -> list[str]:
+    """The arguments, with Hydra's ++ before keys that the schema leaves open, so that new ones can be given."""
+    return ["++" + a if a.split("=")[0].startswith(tuple(f"{key}." for key in FREE)) else a for a in arguments]
+
+
 def check_overrides(arguments: Sequence[str]) -> None:
     """Raises UsageError for an override of a key that does not exist, with the nearest one that does."""
     words = [a for a in arguments if "=" in a and not a.startswith("-")]
@@ -63,7 +72,7 @@ def check_overrides(arguments: Sequence[str]) -> None:
     known = list(_keys(Settings()))
     for override in overrides:
         key = override.key_or_group
-        free = any(key.startswith(f"{parent}.") for parent in ("data.task", "reward.terms"))
+        free = any(key.startswith(f"{parent}.") for parent in (*FREE, "reward.terms"))
         if override.is_delete() or override.is_add() or "/" in key or "@" in key or key.split(".")[0] == "hydra":
             continue
         if key not in known and key not in GROUPS and not free:
