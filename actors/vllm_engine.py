@@ -167,6 +167,12 @@ def _start(options: VllmOptions, layout: AdapterLayout) -> Any:
             lora_target_modules=targets,
             logprobs_mode="processed_logprobs",
             disable_log_stats=True,
+            use_tqdm_on_load=False,
+            # Every request carries the adapter, so graphs without it would never be used.
+            compilation_config={  # type: ignore[arg-type]
+                "cudagraph_specialize_lora": False,
+                "max_cudagraph_capture_size": options.max_num_seqs,
+            },
             **extra,
         )
     )

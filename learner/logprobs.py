@@ -25,11 +25,10 @@ class _TokenLogprobs(torch.autograd.Function):
         for start in range(0, len(targets_T), chunk):
             hidden, targets = hidden_TH[start : start + chunk].to(head_VH.dtype), targets_T[start : start + chunk]
             logits_TV = (hidden @ head_VH.T).float().div_(temperature)
-            picked_T = logits_TV.gather(1, targets[:, None])[:, 0]
-            normaliser_T = logits_TV.logsumexp(1)
-            probabilities_TV = (logits_TV - normaliser_T[:, None]).exp_()
-            logprobs.append(picked_T - normaliser_T)
-            entropies.append(normaliser_T - torch.linalg.vecdot(probabilities_TV, logits_TV))
+            logprobs_TV = logits_TV.sub_(logits_TV.logsumexp(1, keepdim=True))
+            probabilities_TV = logprobs_TV.exp()
+            logprobs.append(logprobs_TV.gather(1, targets[:, None])[:, 0])
+            entropies.append(-torch.linalg.vecdot(probabilities_TV, logprobs_TV))
             if wants_gradient:
                 expected_TH = probabilities_TV.to(head_VH.dtype) @ head_VH
                 directions.append((head_VH[targets] - expected_TH).div_(temperature))

@@ -13,6 +13,7 @@ from actors.lora import FlatLora
 from actors.models import ModelError
 from learner.batch import MicroBatch
 from learner.logprobs import token_logprobs
+from learner.lora_linear import FastLora
 
 UNSUPPORTED = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 
@@ -41,7 +42,7 @@ class Policy:
         self._head_VH = model.get_output_embeddings().weight  # type: ignore[union-attr]
         self._temperature = temperature
         self._chunk = logit_chunk_tokens
-        self._dtype = self._head_VH.dtype
+        self._fast_lora = FastLora(self.lora, self._head_VH.dtype)
         model.train(gradient_checkpointing)  # checkpointing is active in training mode only; there is no dropout
 
     @property
@@ -50,15 +51,14 @@ class Policy:
 
     def logprobs(self, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probability and entropy (nats, float32 [T]) of each completion token."""
-        # LoRA weights are float32; on a 16-bit base their matmuls run in its dtype, as they do in the engine.
-        with torch.autocast(self.device.type, dtype=self._dtype, enabled=self._dtype != torch.float32):
-            output = self._decoder(
-                input_ids=batch.input_ids_S[None],
-                position_ids=batch.positions_S[None],
-                use_cache=False,
-                packing=batch.packing,
-            )
-            hidden_TH = output.last_hidden_state[0].index_select(0, batch.hidden_index_T)
+        self._fast_lora.refresh()
+        output = self._decoder(
+            input_ids=batch.input_ids_S[None],
+            position_ids=batch.positions_S[None],
+            use_cache=False,
+            packing=batch.packing,
+        )
+        hidden_TH = output.last_hidden_state[0].index_select(0, batch.hidden_index_T)
         return token_logprobs(
             hidden_TH, self._head_VH, batch.targets_T, temperature=self._temperature, chunk=self._chunk
         )

@@ -41,7 +41,7 @@ def test_varlen_equals_padded_attention():
         assert ((a - b).norm() / b.norm()) < 2e-2
 
 
-def test_engine_and_learner_agree_in_bf16(smollm2: str, capsys: pytest.CaptureFixture[str]):
+def test_engine_and_learner_agree_in_bf16(smollm2: str, capfd: pytest.CaptureFixture[str]):
     from actors.vllm_engine import VllmEngine, VllmOptions
 
     source = ModelSource(smollm2, None, "")
@@ -79,7 +79,7 @@ def test_engine_and_learner_agree_in_bf16(smollm2: str, capsys: pytest.CaptureFi
         stats = learner.step(table([scored(g) for g in groups]))
         means.append((stats.mismatch, stats.mismatch_max))
         engine.load_adapter(learner.adapter())
-    with capsys.disabled():
+    with capfd.disabled():
         print("\nbf16 mean and max |engine - learner| before each update:", [f"{a:.4f} {b:.3f}" for a, b in means])
     assert max(mean for mean, _ in means) < 0.05
 

@@ -1,0 +1,101 @@
+"""Where a step's time goes: host functions of the rollout, device and host time of the learner.
+
+python -m benchmarks.profile_step [override ...] prints two profiles and one JSON line of times.
+"""
+
+import cProfile
+import dataclasses
+import json
+import pstats
+import sys
+import time
+
+import torch
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+from torch.profiler import ProfilerActivity, profile
+
+from actors.build import (
+    build_engine,
+    build_machine,
+    build_model_source,
+    build_prompts,
+    build_rows,
+    choose_engine,
+)
+from actors.rollout import RolloutWorker
+from actors.schema import to_batch
+from actors.types import Group, Sampling, Score
+from conf.schema import Settings, register
+from learner.build import build_learner
+
+
+def rollout(worker: RolloutWorker, prompts: list) -> list[Group]:
+    worker.dispatch(prompts)
+    groups = []
+    while worker.unfinished:
+        groups += worker.pump().groups
+    return groups
+
+
+def scored(group: Group) -> Group:
+    """A reward that gives every group a signal, so that the learner has all rows to do."""
+    return dataclasses.replace(group, scores=tuple(Score(float(i % 2)) for i in range(len(group.completions))))
+
+
+def main() -> None:
+    import pyarrow as pa
+
+    register()
+    with initialize_config_module("conf", version_base="1.3"):
+        settings: Settings = OmegaConf.to_object(compose("config", ["experiment=sums", *sys.argv[1:]]))  # type: ignore[assignment]
+    machine = build_machine(settings)
+    source, tokenizer = build_model_source(settings)
+    prompts = build_prompts(settings, build_rows(settings), tokenizer)
+    learner = build_learner(settings, machine, source)
+    learner.policy.lora.flat.detach()[learner.policy.lora.layout.start_of_b :].normal_(0, 1e-4)
+    started = time.monotonic()
+    name, _ = choose_engine(settings, machine)
+    engine = build_engine(settings, machine, name, source, tokenizer, learner.policy.lora.layout)
+    start_seconds = time.monotonic() - started
+    engine.load_adapter(learner.adapter())
+    sampling = Sampling(settings.sampling.temperature, settings.sampling.max_tokens)
+    worker = RolloutWorker(engine, sampling, group_size=settings.algorithm.group_size, seed=0)
+    count = settings.algorithm.prompts_per_step
+    times: dict[str, list[float]] = {"rollout": [], "learner": [], "update": []}
+    tokens = 0
+    cpu = cProfile.Profile()
+    for step in range(8):
+        batch = [prompts.at(step * count + i) for i in range(count)]
+        start = time.monotonic()
+        if step >= 5:
+            cpu.enable()
+        groups = rollout(worker, batch)
+        cpu.disable()
+        times["rollout"].append(time.monotonic() - start)
+        table = pa.Table.from_batches([to_batch(scored(g)) for g in groups])
+        start = time.monotonic()
+        stats = learner.step(table)
+        times["learner"].append(time.monotonic() - start)
+        tokens = stats.stream_tokens
+        adapter = learner.adapter()
+        if machine.device == "cuda":
+            torch.cuda.synchronize()
+        start = time.monotonic()
+        engine.load_adapter(adapter)
+        if machine.device == "cuda":
+            torch.cuda.synchronize()
+        times["update"].append(time.monotonic() - start)
+    pstats.Stats(cpu).sort_stats("tottime").print_stats(25)
+    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if machine.device == "cuda" else [])
+    with profile(activities=activities) as device:
+        learner.step(table)
+    key = "self_cuda_time_total" if machine.device == "cuda" else "self_cpu_time_total"
+    print(device.key_averages().table(sort_by=key, row_limit=15, max_name_column_width=60))
+    print(device.key_averages().table(sort_by="self_cpu_time_total", row_limit=12, max_name_column_width=60))
+    median = {name: sorted(values[1:5])[2] for name, values in times.items()}
+    print(json.dumps({"engine_start_s": start_seconds, "stream_tokens": tokens, **median, "all": times}))
+
+
+if __name__ == "__main__":
+    main()
