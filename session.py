@@ -29,6 +29,7 @@ from actors.build import (
     build_rows,
     choose_engine,
 )
+from actors.engine import Engine
 from actors.ledger import Ledger
 from actors.replay import Replay
 from actors.reward import RewardWorker
@@ -51,26 +52,29 @@ HOPELESS = 8  # batches in a row of which nothing can be scored
 
 
 class Session:
-    """The workers of a run and its state on disk. Raises UsageError for what a user can put right."""
+    """The workers of a run and its state on disk. Raises UsageError for what a user can put right.
 
-    def __init__(self, settings: Settings, console: Console) -> None:
+    `engine` is used in place of a new one, so that several runs in one process can share it.
+    """
+
+    def __init__(self, settings: Settings, console: Console, *, engine: Engine | None = None) -> None:
         self.settings = s = settings
         self._console = console
         _quieten()
-        self._folder = RunFolder(Path(s.run.folder))
+        self.folder = RunFolder(Path(s.run.folder))
         runtime = LocalRuntime()
         self._rewards: list[Handle[RewardWorker]] = [
             runtime.start(lambda: build_reward_worker(s), background=True) for _ in range(s.reward.workers)
         ]
-        rows = build_rows(s)
+        rows, held_out_rows = build_rows(s)
         machine = build_machine(s)
         self._source, tokenizer = build_model_source(s)
-        self.prompts = build_prompts(s, rows, tokenizer)
+        self.prompts = build_prompts(s, rows, held_out_rows, tokenizer)
         self._introduce(rows.prompt_column, rows.answer_column, rows.bad)
         self._check_gold(has_answers=rows.answer_column is not None)
 
-        self._folder.claim(self._identity(), dataclasses.asdict(s), resume=s.run.resume)
-        resumed = checkpoint.find(self._folder.checkpoints, s.run.resume)
+        self.folder.claim(self._identity(), dataclasses.asdict(s), resume=s.run.resume)
+        resumed = checkpoint.find(self.folder.checkpoints, s.run.resume)
         self.learner = build_learner(s, machine, self._source)
         self.ledger = Ledger()
         if resumed is not None:
@@ -86,15 +90,13 @@ class Session:
         self._rollouts: list[Handle[RolloutWorker]] = [
             runtime.start(
                 lambda: RolloutWorker(
-                    build_engine(s, machine, name, self._source, tokenizer, layout), sampling,
+                    engine or build_engine(s, machine, name, self._source, tokenizer, layout), sampling,
                     group_size=s.algorithm.group_size, seed=s.run.seed,
                 )
             )
         ]  # fmt: skip
         self.broadcast(self.learner.adapter())
-        self._metrics = metrics.MetricsLog(
-            self._folder.metrics, self._folder.tensorboard, last_step=self.learner.version
-        )
+        self._metrics = metrics.MetricsLog(self.folder.metrics, self.folder.tensorboard, last_step=self.learner.version)
         self._progress = Progress(console, s.run.steps).__enter__()
         self._scoring: set[Future[Group]] = set()
         self._next_reward = 0
@@ -170,7 +172,7 @@ class Session:
         """Write the step's metrics and completions, and show them."""
         row = self._step_row(table, stats)
         self._metrics.write(row)
-        metrics.write_completions(self._folder.completions, self.learner.version, table)
+        metrics.write_completions(self.folder.completions, self.learner.version, table)
         self._progress.step(row)
         self._unscorable = self._hopeless = self._tokens = 0
         self._rollout_seconds, self._started = 0.0, time.monotonic()
@@ -215,7 +217,7 @@ class Session:
 
     def evaluate_once(self) -> None:
         """Evaluate this version unless that has been recorded already (a run that goes on)."""
-        recorded = metrics.read(self._folder.evaluations)
+        recorded = metrics.read(self.folder.evaluations)
         if not recorded or (recorded[-1]["step"] < self.learner.version == self.settings.run.steps):
             self.evaluate()
 
@@ -231,7 +233,7 @@ class Session:
             )
         constant = evaluation.best_constant([prompt.answer for prompt in prompts])
         row = evaluation.record(self.learner.version, greedy, sampled, constant, time.monotonic() - started)
-        with self._folder.evaluations.open("a") as stream:
+        with self.folder.evaluations.open("a") as stream:
             stream.write(json.dumps(row) + "\n")
         drawn = f", sampled {sampled.lenient:.1%}" if sampled else ""
         self._note(f"evaluation at step {self.learner.version}: greedy {greedy.lenient:.1%}{drawn}")
@@ -253,7 +255,7 @@ class Session:
             "identity": self._identity(),
         }
         folder = checkpoint.save(
-            self._folder.checkpoints, self.learner, state, base_model=self.settings.model.path,
+            self.folder.checkpoints, self.learner, state, base_model=self.settings.model.path,
             keep=self.settings.run.keep_checkpoints,
         )  # fmt: skip
         self.replay.release(self.ledger.is_finished)
@@ -262,10 +264,10 @@ class Session:
     def finish(self) -> None:
         """Evaluate the trained adapter, write it in PEFT layout, and show what training did."""
         self.evaluate_once()
-        checkpoint.save_adapter(self._folder.adapter, self.learner.adapter(), base_model=self.settings.model.path)
+        checkpoint.save_adapter(self.folder.adapter, self.learner.adapter(), base_model=self.settings.model.path)
         self._progress.__exit__(None, None, None)
-        show_evaluations(self._console, metrics.read(self._folder.evaluations))
-        self._note(f"the adapter is in {self._folder.adapter}, curves and completions beside it")
+        show_evaluations(self._console, metrics.read(self.folder.evaluations))
+        self._note(f"the adapter is in {self.folder.adapter}, curves and completions beside it")
 
     def close(self) -> None:
         """Stop the workers and let go of the folder."""
@@ -274,7 +276,7 @@ class Session:
             handle.close()
         self._metrics.close()
         self.replay.close()
-        self._folder.close()
+        self.folder.close()
 
     # Before the first step
 
@@ -286,6 +288,8 @@ class Session:
         )
         if bad:
             self._note(f"skipped {len(bad)} bad rows, the first: {bad[0]}")
+        if prompts.overlap:
+            self._note(f"{prompts.overlap} of the held-out prompts are trained on, too")
         if prompts.too_long:
             self._note(f"left out {prompts.too_long} prompts of over {self.settings.data.max_prompt_tokens} tokens")
 
@@ -326,7 +330,7 @@ class Session:
         """
         s, version = self.settings, self.learner.version
         batch_size = s.algorithm.prompts_per_step
-        replay = Replay(self._folder.journal, capacity=2 * batch_size * (1 + s.runtime.max_staleness))
+        replay = Replay(self.folder.journal, capacity=2 * batch_size * (1 + s.runtime.max_staleness))
 
         def usable(batch: pa.RecordBatch) -> bool:
             versions = [span["version"] for spans in batch.column("version_spans").to_pylist() for span in spans]

@@ -7,6 +7,7 @@ arguments.
 import dataclasses
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -66,19 +67,30 @@ def build_model_source(settings: Settings) -> tuple[ModelSource, PreTrainedToken
     return source, tokenizer
 
 
-def build_rows(settings: Settings) -> Loaded:
+def build_rows(settings: Settings) -> tuple[Loaded, Loaded | None]:
+    """The training rows, and those of data.held_out_source if there is one."""
     data = settings.data
-    return load_rows(
-        data.source, task=data.task, split=data.split, prompt_column=data.prompt_column, answer_column=data.answer_column,
-        system_prompt=data.system_prompt, max_bad_rows=data.max_bad_rows, seed=data.seed,
-    )  # fmt: skip
+
+    def load(source: str, task: dict[str, Any]) -> Loaded:
+        return load_rows(
+            source, task=task, split=data.split, prompt_column=data.prompt_column, answer_column=data.answer_column,
+            system_prompt=data.system_prompt, max_bad_rows=data.max_bad_rows, seed=data.seed,
+        )  # fmt: skip
+
+    held_out = None
+    if data.held_out_source is not None:
+        held_out = load(data.held_out_source, {**data.task, **data.held_out_task})
+    return load(data.source, data.task), held_out
 
 
-def build_prompts(settings: Settings, rows: Loaded, tokenizer: PreTrainedTokenizerBase) -> PromptSet:
+def build_prompts(
+    settings: Settings, rows: Loaded, held_out: Loaded | None, tokenizer: PreTrainedTokenizerBase
+) -> PromptSet:
     data = settings.data
     return PromptSet(
-        rows.rows, tokenizer, held_out=data.held_out, max_prompt_tokens=data.max_prompt_tokens, seed=data.seed
-    )
+        rows.rows, tokenizer, held_out=data.held_out, max_prompt_tokens=data.max_prompt_tokens, seed=data.seed,
+        held_out_rows=None if held_out is None else held_out.rows,
+    )  # fmt: skip
 
 
 def lora_arguments(settings: Settings) -> dict:

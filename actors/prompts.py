@@ -18,10 +18,11 @@ from actors.types import Prompt
 
 
 class PromptSet:
-    """The prompts of a run: `train` in endless seeded epochs, `held_out` never trained on.
+    """The prompts of a run: `train` in endless seeded epochs, and `held_out` for evaluation.
 
-    A held-out question appears in no training row. Prompts of over `max_prompt_tokens` tokens are left out and counted
-    in `too_long`. Raises DataError if nothing is left.
+    Held-out prompts are the first `held_out` of `held_out_rows`. Without those, as many questions are set aside, and
+    appear in no training row; `overlap` counts the held-out prompts that do. Prompts of over `max_prompt_tokens` tokens
+    are left out and counted in `too_long`. Raises DataError if nothing is left.
     """
 
     def __init__(
@@ -32,24 +33,28 @@ class PromptSet:
         held_out: int,
         max_prompt_tokens: int,
         seed: int,
+        held_out_rows: Sequence[Row] | None = None,
     ) -> None:
-        prompts = [_render(row, tokenizer) for row in rows]
-        kept = [p for p in prompts if len(p.token_ids) <= max_prompt_tokens]
-        self.too_long = len(prompts) - len(kept)
-        if not kept:
-            raise DataError(f"all {len(prompts)} prompts are over data.max_prompt_tokens={max_prompt_tokens}")
-        questions = list(dict.fromkeys(p.text for p in kept))
-        random.Random(f"split:{seed}").shuffle(questions)
-        if held_out >= len(questions):
-            raise DataError(
-                f"data.held_out={held_out} leaves nothing to train on: there are {len(questions)} distinct prompts"
-            )
-        aside = set(questions[:held_out])
-        first = {p.text: p for p in reversed(kept)}
-        self.held_out = [replace(first[text], ordinal=-1 - i) for i, text in enumerate(questions[:held_out])]
-        self._train = [p for p in kept if p.text not in aside]
+        self.too_long = 0
+        self._max_prompt_tokens = max_prompt_tokens
+        kept = self._fitting(rows, tokenizer)
+        if held_out_rows is None:
+            aside, self._train = _split(kept, held_out, seed)
+        else:
+            aside, self._train = self._fitting(held_out_rows, tokenizer)[:held_out], kept
+        trained = {p.text for p in self._train}
+        self.overlap = sum(p.text in trained for p in aside)
+        self.held_out = [replace(p, ordinal=-1 - i) for i, p in enumerate(aside)]
         self._seed = seed
         self._epoch, self._order = -1, list(range(len(self._train)))
+
+    def _fitting(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
+        prompts = [_render(row, tokenizer) for row in rows]
+        kept = [p for p in prompts if len(p.token_ids) <= self._max_prompt_tokens]
+        self.too_long += len(prompts) - len(kept)
+        if not kept:
+            raise DataError(f"all {len(prompts)} prompts are over data.max_prompt_tokens={self._max_prompt_tokens}")
+        return kept
 
     @property
     def size(self) -> int:
@@ -70,6 +75,20 @@ class PromptSet:
         for prompt in self._train:
             digest.update(json.dumps([prompt.token_ids, prompt.answer]).encode())
         return digest.hexdigest()[:16]
+
+
+def _split(prompts: list[Prompt], count: int, seed: int) -> tuple[list[Prompt], list[Prompt]]:
+    """One prompt for each of `count` distinct questions, and every prompt that asks none of them."""
+    questions = list(dict.fromkeys(p.text for p in prompts))
+    if count >= len(questions):
+        raise DataError(
+            f"data.held_out={count} leaves nothing to train on: there are {len(questions)} distinct prompts"
+        )
+    random.Random(f"split:{seed}").shuffle(questions)
+    first = {p.text: p for p in reversed(prompts)}
+    aside = [first[text] for text in questions[:count]]
+    taken = set(questions[:count])
+    return aside, [p for p in prompts if p.text not in taken]
 
 
 def _render(row: Row, tokenizer: PreTrainedTokenizerBase) -> Prompt:

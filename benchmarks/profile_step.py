@@ -10,9 +10,8 @@ import pstats
 import sys
 import time
 
+import pyarrow as pa
 import torch
-from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf
 from torch.profiler import ProfilerActivity, profile
 
 from actors.build import (
@@ -26,7 +25,7 @@ from actors.build import (
 from actors.rollout import RolloutWorker
 from actors.schema import to_batch
 from actors.types import Group, Sampling, Score
-from conf.schema import Settings, register
+from benchmarks.common import settings_from
 from learner.build import build_learner
 
 
@@ -44,14 +43,10 @@ def scored(group: Group) -> Group:
 
 
 def main() -> None:
-    import pyarrow as pa
-
-    register()
-    with initialize_config_module("conf", version_base="1.3"):
-        settings: Settings = OmegaConf.to_object(compose("config", ["experiment=sums", *sys.argv[1:]]))  # type: ignore[assignment]
+    settings = settings_from("experiment=sums", *sys.argv[1:])
     machine = build_machine(settings)
     source, tokenizer = build_model_source(settings)
-    prompts = build_prompts(settings, build_rows(settings), tokenizer)
+    prompts = build_prompts(settings, *build_rows(settings), tokenizer)
     learner = build_learner(settings, machine, source)
     learner.policy.lora.flat.detach()[learner.policy.lora.layout.start_of_b :].normal_(0, 1e-4)
     started = time.monotonic()
@@ -63,7 +58,7 @@ def main() -> None:
     worker = RolloutWorker(engine, sampling, group_size=settings.algorithm.group_size, seed=0)
     count = settings.algorithm.prompts_per_step
     times: dict[str, list[float]] = {"rollout": [], "learner": [], "update": []}
-    tokens = 0
+    table, tokens = None, 0
     cpu = cProfile.Profile()
     for step in range(8):
         batch = [prompts.at(step * count + i) for i in range(count)]
@@ -88,6 +83,7 @@ def main() -> None:
         times["update"].append(time.monotonic() - start)
     pstats.Stats(cpu).sort_stats("tottime").print_stats(25)
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if machine.device == "cuda" else [])
+    assert table is not None
     with profile(activities=activities) as device:
         learner.step(table)
     key = "self_cuda_time_total" if machine.device == "cuda" else "self_cpu_time_total"

@@ -7,9 +7,6 @@ import json
 import re
 import sys
 
-from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf
-
 from actors.build import (
     build_engine,
     build_machine,
@@ -22,7 +19,8 @@ from actors.build import (
 from actors.rollout import RolloutWorker
 from actors.sources import DataError
 from actors.types import Sampling
-from conf.schema import Settings, register
+from benchmarks.common import settings_from
+from conf.schema import Settings
 from learner.build import build_learner
 from report.evaluation import accuracy, best_constant
 from rewards.answers import plain_number
@@ -55,12 +53,10 @@ def settings_for(task: str, options: str, reward: str) -> Settings:
         "experiment=sums", f"reward={reward}", f"data.source=reasoning_gym:{task}", "data=file", f"++data.task={task_options}",
         "data.max_prompt_tokens=384", "data.held_out=32",
     ]  # fmt: skip
-    with initialize_config_module("conf", version_base="1.3"):
-        return OmegaConf.to_object(compose("config", overrides))  # type: ignore[return-value]
+    return settings_from(*overrides)
 
 
 def main() -> None:
-    register()
     first = settings_for("chain_sum", "{}", "numeric")
     machine = build_machine(first)
     source, tokenizer = build_model_source(first)
@@ -70,10 +66,10 @@ def main() -> None:
     worker = RolloutWorker(engine, Sampling(1.0, 32), group_size=4, seed=0)
     for task, options in candidates(sys.argv[1:]):
         try:
-            rows = build_rows(settings_for(task, options, "gym"))
+            rows, _ = build_rows(settings_for(task, options, "gym"))
             numbers = all(plain_number(row.answer or "") is not None for row in rows.rows)
             settings = settings_for(task, options, "numeric" if numbers else "exact")
-            prompts = build_prompts(settings, rows, tokenizer).held_out
+            prompts = build_prompts(settings, rows, None, tokenizer).held_out
         except DataError as error:
             print(json.dumps({"task": task, "options": options, "error": str(error)[:120]}), flush=True)
             continue

@@ -54,7 +54,7 @@ def check_settings(settings: Settings) -> None:
 
 
 # Below these, keys are the user's own.
-FREE = ("data.task",)
+FREE = ("data.task", "data.held_out_task")
 
 
 def open_free_keys(arguments: Sequence[str]) -> list[str]:

@@ -54,8 +54,11 @@ class DataSettings:
     prompt_column: str | None = None
     answer_column: str | None = None
     system_prompt: str | None = None
-    # Rows set aside for evaluation, never trained on.
+    # Questions set aside for evaluation, never trained on ...
     held_out: int = 64
+    # ... or rows of a source of their own, of which the first `held_out` count; for reasoning-gym with these options.
+    held_out_source: str | None = None
+    held_out_task: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
     max_prompt_tokens: int = 512
     max_bad_rows: int = 0
