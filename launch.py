@@ -88,7 +88,7 @@ def run(settings: Settings) -> int:
     from session import Session
 
     stop = Stop()
-    session = Session(settings, Console())
+    session = Session(settings, Console(width=None if sys.stdout.isatty() else 120))
     try:
         stop.listen()  # an engine may have set handlers of its own
         if not stop.requested:

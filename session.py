@@ -170,50 +170,15 @@ class Session:
 
     def record(self, table: pa.Table, stats: StepStats) -> None:
         """Write the step's metrics and completions, and show them."""
-        row = self._step_row(table, stats)
+        row = metrics.step_row(
+            table, stats, version=self.learner.version, rollout_tokens=self._tokens, rollout_seconds=self._rollout_seconds,
+            seconds=time.monotonic() - self._started, unscorable=self._unscorable, given_up=self.ledger.given_up,
+        )  # fmt: skip
         self._metrics.write(row)
         metrics.write_completions(self.folder.completions, self.learner.version, table)
         self._progress.step(row)
         self._unscorable = self._hopeless = self._tokens = 0
         self._rollout_seconds, self._started = 0.0, time.monotonic()
-
-    def _step_row(self, table: pa.Table, stats: StepStats) -> dict[str, Any]:
-        rows = table.select(
-            ["ordinal", "reward", "reward_terms", "behavior_logprobs", "finish_reason", "version_spans"]
-        ).to_pylist()
-        rewards, terms, groups = [], {}, {}
-        for row in rows:
-            if row["reward"] is not None:
-                rewards.append(row["reward"])
-                groups.setdefault(row["ordinal"], set()).add(row["reward"])
-                for name, value in row["reward_terms"]:
-                    terms.setdefault(name, []).append(value)
-        lags = [
-            stats_version - span["version"]
-            for stats_version in [self.learner.version - 1]
-            for r in rows
-            for span in r["version_spans"]
-        ]
-        learned = dataclasses.asdict(stats)
-        learner_seconds = learned.pop("seconds")
-        return {
-            "step": self.learner.version,
-            "reward": sum(rewards) / len(rewards),
-            "reward_terms": {name: sum(values) / len(values) for name, values in terms.items()},
-            "no_signal_share": sum(len(values) == 1 for values in groups.values()) / len(groups),
-            "unscorable": self._unscorable,
-            "given_up": self.ledger.given_up,
-            "completion_tokens": sum(len(r["behavior_logprobs"]) for r in rows) / len(rows),
-            "truncated_share": sum(r["finish_reason"] == "length" for r in rows) / len(rows),
-            "lag": sum(lags) / len(lags),
-            "lag_max": max(lags),
-            "rollout_tokens_per_second": self._tokens / max(self._rollout_seconds, 1e-9),
-            "rollout_seconds": self._rollout_seconds,
-            "learner_tokens_per_second": stats.stream_tokens / max(learner_seconds, 1e-9),
-            "learner_seconds": learner_seconds,
-            "seconds": time.monotonic() - self._started,
-            **learned,
-        }
 
     def evaluate_once(self) -> None:
         """Evaluate this version unless that has been recorded already (a run that goes on)."""
@@ -347,7 +312,7 @@ class Session:
         return replay
 
     def _note(self, text: str) -> None:
-        self._console.print(text, highlight=False, markup=False)
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def _quieten() -> None:

@@ -1,12 +1,16 @@
 """Metrics of a run: metrics.jsonl (one line a step), TensorBoard files beside it, and completions as Parquet."""
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+
+from learner.learner import StepStats
 
 
 class MetricsLog:
@@ -33,6 +37,49 @@ class MetricsLog:
 
     def close(self) -> None:
         self._writer.close()
+
+
+def step_row(
+    table: pa.Table, stats: StepStats, *, version: int, rollout_tokens: int, rollout_seconds: float, seconds: float,
+    unscorable: int, given_up: int,
+) -> dict[str, Any]:  # fmt: skip
+    """One line of metrics.jsonl: what was sampled, how it was scored, what was learned, and how fast.
+
+    `version` is the one that the step made; lags are counted from the one that it trained.
+    """
+    rewards: list[float] = []
+    terms: dict[str, list[float]] = {}
+    groups: dict[int, set[float]] = {}
+    for ordinal, reward, named in zip(
+        *(table.column(c).to_pylist() for c in ("ordinal", "reward", "reward_terms")), strict=True
+    ):
+        if reward is not None:
+            rewards.append(reward)
+            groups.setdefault(ordinal, set()).add(reward)
+            for name, value in named:
+                terms.setdefault(name, []).append(value)
+    lags = [version - 1 - span["version"] for spans in table.column("version_spans").to_pylist() for span in spans]
+    lengths = pc.list_value_length(table.column("behavior_logprobs"))  # type: ignore[attr-defined]
+    learned = dataclasses.asdict(stats)
+    learner_seconds = learned.pop("seconds")
+    return {
+        "step": version,
+        "reward": sum(rewards) / len(rewards),
+        "reward_terms": {name: sum(values) / len(values) for name, values in terms.items()},
+        "no_signal_share": sum(len(values) == 1 for values in groups.values()) / len(groups),
+        "unscorable": unscorable,
+        "given_up": given_up,
+        "completion_tokens": pc.mean(lengths).as_py(),  # type: ignore[attr-defined]
+        "truncated_share": table.column("finish_reason").to_pylist().count("length") / table.num_rows,
+        "lag": sum(lags) / len(lags),
+        "lag_max": max(lags),
+        "rollout_tokens_per_second": rollout_tokens / max(rollout_seconds, 1e-9),
+        "rollout_seconds": rollout_seconds,
+        "learner_tokens_per_second": stats.stream_tokens / max(learner_seconds, 1e-9),
+        "learner_seconds": learner_seconds,
+        "seconds": seconds,
+        **learned,
+    }
 
 
 def read(file: Path) -> list[dict[str, Any]]:

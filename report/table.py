@@ -33,7 +33,7 @@ class Progress:
 
     def note(self, text: str) -> None:
         """A line of text above the table."""
-        self._console.print(text, highlight=False, markup=False)
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def step(self, row: Mapping[str, Any]) -> None:
         self._rows.append(row)

@@ -1,0 +1,252 @@
+"""What every engine promises, asked of each: the fake, the oracle and vLLM (CPU build) on the real SmolLM2."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from actors.engine import AdapterError, Engine
+from actors.models import ModelSource, end_of_sequence_ids, kv_bytes_per_token, load_base_model, load_tokenizer
+from actors.rollout import RolloutWorker
+from actors.transformers_engine import TransformersEngine
+from actors.types import Adapter, AdapterEntry, AdapterLayout, Completion, Prompt, Request, Sampling
+from conf.schema import AlgorithmSettings, LearnerSettings, LoraSettings
+from learner.attention import NAME
+from learner.learner import Learner
+from learner.objectives import GRPO
+from learner.policy import Policy
+from tests.fakes import EchoEngine
+from tests.rollouts import table
+
+LORA = {"rank": 8, "alpha": 16.0, "target_modules": LoraSettings().target_modules}
+SYSTEM = "You are a careful assistant who answers briefly. " * 12  # several cache blocks of 32 tokens
+
+
+class Bench:
+    """An engine beside a policy on the same model."""
+
+    def __init__(self, name: str, engine: Engine, policy: Policy | None, tokenizer: Any) -> None:
+        self.name, self.engine, self.policy, self.tokenizer = name, engine, policy, tokenizer
+        self.layout = policy.lora.layout if policy else AdapterLayout(
+            8, 16.0, (AdapterEntry("m", "A", (8, 4), 0), AdapterEntry("m", "B", (4, 8), 32))
+        )  # fmt: skip
+
+    def adapter(self, version: int, *, seed: int | None = None, scale: float = 0.05) -> Adapter:
+        """Zeros, or random values that change what the model says."""
+        flat = torch.zeros(self.layout.size)
+        if seed is not None:
+            flat.normal_(0, scale, generator=torch.Generator().manual_seed(seed))
+        return Adapter(version, self.layout, flat)
+
+    def tokens(self, text: str) -> tuple[int, ...]:
+        if self.tokenizer is None:
+            return (2, 3, 4)
+        chat = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": text}]
+        return tuple(self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False))
+
+    def sample(self, *, count: int = 4, tokens: int = 8, temperature: float = 1.0, seed: int = 0) -> list[Completion]:
+        sampling = [Sampling(temperature, tokens, seed + i) for i in range(count)]
+        self.engine.submit([Request(f"{seed}/{i}", self.tokens("What is 2 + 2?"), s) for i, s in enumerate(sampling)])
+        return sorted(self.finish(), key=lambda c: c.request_id)
+
+    def finish(self) -> list[Completion]:
+        done: list[Completion] = []
+        while self.engine.unfinished:
+            done += self.engine.step()
+        return done
+
+
+@pytest.fixture(scope="module")
+def real(smollm2: str) -> tuple[ModelSource, Any, Policy]:
+    source = ModelSource(smollm2, None, "")
+    tokenizer = load_tokenizer(source, chat_template=None, trust_remote_code=False)
+    base = load_base_model(
+        source, dtype="float32", device="cpu", quantization="none", trust_remote_code=False, attention=NAME
+    )
+    policy = Policy(base, lora=LORA, seed=0, temperature=1.0, logit_chunk_tokens=256, gradient_checkpointing=False)
+    return source, tokenizer, policy
+
+
+@pytest.fixture(scope="module")
+def vllm(real: tuple[ModelSource, Any, Policy]) -> Bench:
+    from actors.vllm_engine import VllmEngine, VllmOptions
+
+    source, tokenizer, policy = real
+    options = VllmOptions(
+        model_path=source.path, revision=None, dtype="float32", quantization="none", device="cpu", threads=2,
+        max_model_len=320, max_num_seqs=8, kv_cache_bytes=kv_bytes_per_token(source, "float32") * 9 * 352,
+        enforce_eager=True, per_request_seeds=True, seed=0, trust_remote_code=False,
+    )  # fmt: skip
+    eos = end_of_sequence_ids(source, tokenizer)
+    return Bench(
+        "vllm", VllmEngine(options, tokenizer, layout=policy.lora.layout, eos_token_ids=eos), policy, tokenizer
+    )
+
+
+@pytest.fixture(scope="module")
+def oracle(real: tuple[ModelSource, Any, Policy]) -> Bench:
+    source, tokenizer, policy = real
+    base = load_base_model(source, dtype="float32", device="cpu", quantization="none", trust_remote_code=False)
+    engine = TransformersEngine(
+        base, tokenizer, lora=LORA, eos_token_ids=end_of_sequence_ids(source, tokenizer), max_num_seqs=8
+    )
+    return Bench("transformers", engine, policy, tokenizer)
+
+
+@pytest.fixture(params=["echo", "transformers", "vllm"])
+def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
+    if request.param == "echo":
+        yield Bench("echo", EchoEngine(), None, None)
+    else:
+        yield request.getfixturevalue({"transformers": "oracle", "vllm": "vllm"}[request.param])
+
+
+def test_completions_agree_with_themselves(bench: Bench):
+    bench.engine.load_adapter(bench.adapter(3))
+    for c in bench.sample(tokens=5):
+        assert 1 <= len(c.token_ids) <= 5 and len(c.logprobs) == len(c.token_ids)
+        assert all(p <= 0 for p in c.logprobs)
+        assert [(s.version, s.count) for s in c.version_spans] == [(3, len(c.token_ids))]
+        assert (c.finish_reason == "length") == (c.token_ids[-1] not in (1, 2))
+
+
+def test_the_same_seeds_give_the_same_completions(bench: Bench):
+    bench.engine.load_adapter(bench.adapter(1))
+    first = bench.sample(seed=5)
+    assert [c.token_ids for c in bench.sample(seed=5)] == [c.token_ids for c in first]
+    assert [c.token_ids for c in bench.sample(seed=50)] != [c.token_ids for c in first]
+
+
+def test_unfinished_sequences_survive_an_update_and_their_rows_say_so(bench: Bench):
+    bench.engine.load_adapter(bench.adapter(1))
+    bench.engine.submit(
+        [Request(f"r/{i}", bench.tokens("Count from one."), Sampling(1.0, 6, 100 + i)) for i in range(12)]
+    )
+    early = bench.engine.step() + bench.engine.step()
+    bench.engine.load_adapter(bench.adapter(2))
+    done = early + bench.finish()
+    assert len(done) == 12
+    spans = {c.request_id: [(s.version, s.count) for s in c.version_spans] for c in done}
+    crossed = [s for s in spans.values() if len(s) == 2]
+    assert crossed and all([version for version, _ in s] == [1, 2] for s in crossed)
+    # What was waiting when the adapter changed has nothing of the old one.
+    assert any(s[0][0] == 2 for s in spans.values())
+    assert all(sum(n for _, n in spans[c.request_id]) == len(c.token_ids) for c in done)
+
+
+@pytest.mark.parametrize("damage", ["nan", "short"])
+def test_refuses_a_bad_adapter_and_keeps_the_old_one(bench: Bench, damage: str):
+    good = bench.adapter(1, seed=1)
+    bench.engine.load_adapter(good)
+    before = bench.sample(temperature=0.0, seed=7)
+    flat = good.flat.clone()
+    if damage == "nan":
+        flat[3] = float("nan")
+    bad = replace(good, version=2, flat=flat if damage == "nan" else flat[:-1])
+    with pytest.raises(AdapterError):
+        bench.engine.load_adapter(bad)
+    after = bench.sample(temperature=0.0, seed=7)
+    assert [c.token_ids for c in after] == [c.token_ids for c in before]
+    assert after[0].version_spans[0].version == 1
+
+
+def test_refuses_an_adapter_of_another_shape(oracle: Bench, vllm: Bench):
+    entries = tuple(replace(e, module=e.module.replace("q_proj", "k_proj")) for e in oracle.layout.entries)
+    for bench in (oracle, vllm):
+        other = bench.adapter(1)
+        with pytest.raises(AdapterError, match="other modules"):
+            bench.engine.load_adapter(replace(other, layout=AdapterLayout(8, 16.0, entries)))
+
+
+def test_vllm_and_the_oracle_say_the_same(oracle: Bench, vllm: Bench):
+    for seed in (None, 3):
+        adapter = oracle.adapter(1, seed=seed)
+        oracle.engine.load_adapter(adapter)
+        vllm.engine.load_adapter(adapter)
+        expected = oracle.sample(temperature=0.0, tokens=12, count=1)
+        assert vllm.sample(temperature=0.0, tokens=12, count=1)[0].token_ids == expected[0].token_ids
+
+
+def test_base_requests_beside_the_adapters_get_the_base_model(vllm: Bench):
+    """The mended CPU kernel: stock vLLM gives a base request the adapter's output when they share a batch."""
+    from vllm import SamplingParams
+
+    engine: Any = vllm.engine
+    engine.load_adapter(vllm.adapter(0))
+    base = vllm.sample(temperature=0.0, count=1)[0]
+    engine.load_adapter(vllm.adapter(1, seed=3))
+    adapted = vllm.sample(temperature=0.0, count=1)[0]
+    assert adapted.token_ids != base.token_ids
+    prompt: Any = {"prompt_token_ids": list(vllm.tokens("What is 2 + 2?")), "cache_salt": "base"}
+    params = SamplingParams(temperature=0.0, max_tokens=8, detokenize=False)
+    engine.submit([Request("with/0", vllm.tokens("What is 2 + 2?"), Sampling(0.0, 8, 0))])
+    engine._start(engine._waiting.popleft())
+    engine._engine.add_request("without", prompt, params)
+    outputs = {}
+    while engine._engine.has_unfinished_requests():
+        outputs |= {o.request_id: tuple(o.outputs[0].token_ids) for o in engine._engine.step() if o.finished}
+    engine._running.clear()
+    engine._spans.finish("with/0", 1, len(outputs["with/0"]))
+    assert outputs == {"with/0": adapted.token_ids, "without": base.token_ids}
+    # And the adapter is still there after a batch without it.
+    assert vllm.sample(temperature=0.0, count=1)[0].token_ids == adapted.token_ids
+
+
+@pytest.mark.parametrize("name", ["oracle", "vllm"])
+def test_engine_and_learner_agree_before_and_after_updates(name: str, request: pytest.FixtureRequest):
+    """Mean |difference| of log-probabilities <= 1e-3 in float32, with a warm prefix cache and prompts of many blocks.
+
+    The adapter changes a lot between steps, so one token sampled from a stale cache block would show.
+    """
+    bench: Bench = request.getfixturevalue(name)
+    policy = bench.policy
+    assert policy is not None
+    with torch.no_grad():
+        policy.lora.flat.copy_(bench.adapter(0, seed=11, scale=0.03).flat)
+    learner = Learner(policy, GRPO(AlgorithmSettings()), LearnerSettings(learning_rate=0.02))
+    worker = RolloutWorker(bench.engine, Sampling(1.0, 10), group_size=4, seed=1)
+    prompts = [Prompt(i, "", bench.tokens(f"What is {i} + {i}?"), "", None, "") for i in range(2)]
+    assert len(prompts[0].token_ids) > 128
+    texts = []
+    for _ in range(3):
+        worker.load_adapter(learner.adapter())
+        groups = []
+        for _ in range(2):  # the second time, the prompts are in the prefix cache
+            worker.dispatch(prompts)
+            groups = []
+            while worker.unfinished:
+                groups += worker.pump().groups
+        stats = learner.step(table([scored(g) for g in groups]))
+        assert 0 < stats.mismatch <= 1e-3
+        assert stats.mismatch_max <= 1e-2
+        texts.append([c.token_ids for g in groups for c in g.completions])
+    assert texts[0] != texts[-1]
+    with torch.no_grad():
+        policy.lora.flat.zero_()
+
+
+def scored(group: Any) -> Any:
+    from actors.types import Score
+
+    return replace(group, scores=tuple(Score(float(i)) for i in range(len(group.completions))))
+
+
+def test_the_exported_adapter_is_the_adapter_to_peft(oracle: Bench, real: tuple[ModelSource, Any, Policy], tmp_path):
+    """What `save_adapter` writes, plain PEFT loads, and it says the same as the engine."""
+    from peft import PeftModel
+
+    from learner.checkpoint import save_adapter
+
+    source, _, _ = real
+    adapter = oracle.adapter(1, seed=3)
+    oracle.engine.load_adapter(adapter)
+    (expected,) = oracle.sample(temperature=0.0, count=1)
+    save_adapter(tmp_path, adapter, base_model=source.path)
+    base = load_base_model(source, dtype="float32", device="cpu", quantization="none", trust_remote_code=False)
+    model = PeftModel.from_pretrained(base, str(tmp_path))
+    ids = torch.tensor([oracle.tokens("What is 2 + 2?")])
+    with torch.no_grad():
+        found = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False)
+    assert tuple(found[0, ids.shape[1] :].tolist()) == expected.token_ids

@@ -1,0 +1,190 @@
+"""Whole runs of launch.py on a tiny model: what they leave, how they stop and go on, what bad input gets."""
+
+import json
+import os
+import random
+import signal
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from actors.replay import Replay
+from tests.pipeline.runs import Launched, assert_bit_equal, launch, lock_of, overrides, rows, wait_for
+
+STEPS = 4
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run that nobody interrupted, and what it printed."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    return folder, launch(overrides(tiny_model, folder))
+
+
+def test_a_run_leaves_metrics_completions_checkpoints_and_the_adapter(whole: tuple[Path, str]):
+    folder, output = whole
+    metrics = rows(folder)
+    assert [row["step"] for row in metrics] == [1, 2, 3, 4]
+    assert all(row["mismatch"] < 1e-3 and row["lag_max"] == 0 and row["grad_norm"] > 0 for row in metrics)
+    assert [row["step"] for row in rows(folder, "evaluations")] == [0, 4]
+    trained = [pq.read_table(folder / "completions" / f"step-{n:06d}.parquet") for n in range(1, 5)]
+    assert [sorted(set(t.column("ordinal").to_pylist())) for t in trained] == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert all(t.num_rows == 8 for t in trained)
+    assert list((folder / "tensorboard").glob("events.*"))
+    assert (folder / "checkpoints" / "latest").read_text() == "step-00000004"
+    assert json.loads((folder / "adapter" / "adapter_config.json").read_text())["r"] == 4
+    assert "the first prompt, as the model sees it:\n<s>user: " in output
+    assert "held-out prompts" in output and "step 4/4" in output
+
+
+def test_the_reward_rises(whole: tuple[Path, str], tiny_model: Path, tmp_path: Path):
+    folder = tmp_path / "run"
+    launch(overrides(tiny_model, folder, "run.steps=80", "run.checkpoint_every=80", "learner.learning_rate=0.02"))
+    metrics = rows(folder)
+    first, last = (sum(r["reward"] for r in part) / 5 for part in (metrics[:5], metrics[-5:]))
+    assert last > first + 0.1
+
+
+def test_a_finished_run_is_not_run_again(whole: tuple[Path, str], tiny_model: Path):
+    folder, _ = whole
+    before = (folder / "metrics.jsonl").read_text()
+    output = launch(overrides(tiny_model, folder))
+    assert "going on from" in output
+    assert (folder / "metrics.jsonl").read_text() == before
+
+
+def test_ctrl_c_saves_and_the_run_goes_on_bit_equal(whole: tuple[Path, str], tiny_model: Path, tmp_path: Path):
+    folder = tmp_path / "run"
+    arguments = overrides(tiny_model, folder, "run.checkpoint_every=100")
+    running = Launched(arguments, tmp_path / "log")
+    wait_for(lambda: (folder / "metrics.jsonl").is_file() and rows(folder))
+    os.kill(running.pid, signal.SIGINT)
+    code, output = running.wait()
+    assert code == 130, output
+    saved = (folder / "checkpoints" / "latest").read_text()
+    assert f"saved {folder}/checkpoints/{saved}" in output
+    launch(overrides(tiny_model, folder))
+    assert_bit_equal(folder, whole[0], STEPS)
+
+
+def test_killed_at_twenty_random_moments_the_run_ends_bit_equal(tiny_model: Path, tmp_path: Path):
+    """kill -9 of the whole process group, 20 times; then adapter, optimizer, data order and journal are whole."""
+    steps = 300
+    more = (f"run.steps={steps}", "run.checkpoint_every=3", "run.keep_checkpoints=2", "evaluation.samples=0")
+    launch(overrides(tiny_model, tmp_path / "whole", *more))
+    folder = tmp_path / "killed"
+    arguments = overrides(tiny_model, folder, *more)
+    draw = random.Random(0)
+    checkpoints = []
+    for _ in range(20):
+        running = Launched(arguments, tmp_path / "log")
+        wait_for(lambda pid=running.pid: lock_of(folder) == pid)
+        # The moments are spread over start-up, rollout, learning, and journal and checkpoint writes.
+        running.process.join(draw.uniform(0.0, 3.0))
+        running.kill()
+        checkpoints.append(len(rows(folder)) if (folder / "metrics.jsonl").is_file() else 0)
+    assert len(set(checkpoints)) > 4, checkpoints  # the kills met a run that was getting on
+    launch(arguments)
+    assert_bit_equal(folder, tmp_path / "whole", steps)
+    assert [row["step"] for row in rows(folder)] == list(range(1, steps + 1))
+    journal = Replay(folder / "journal", capacity=100)
+    journal.recover(lambda _: True)
+    assert journal.torn_bytes == 0
+
+
+def test_staleness_is_bounded_and_no_ordinal_is_lost_or_doubled(tiny_model: Path, tmp_path: Path):
+    folder = tmp_path / "run"
+    launch(overrides(tiny_model, folder, "runtime.max_staleness=1", "run.steps=8", "engine.max_num_seqs=6"))
+    metrics = rows(folder)
+    assert max(row["lag_max"] for row in metrics) == 1
+    trained = []
+    for step in range(1, 9):
+        trained += set(pq.read_table(folder / "completions" / f"step-{step:06d}.parquet").column("ordinal").to_pylist())
+    assert sorted(trained) == list(range(16))
+
+
+def test_a_hostile_reward_costs_samples_and_not_the_run(tiny_model: Path, tmp_path: Path):
+    reward = tmp_path / "sometimes.py"
+    reward.write_text(
+        "import os\nimport time\n\n\ndef score(sample):\n"
+        "    kind = sum(map(ord, sample.completion)) % 5\n"
+        "    if kind == 0:\n        os._exit(9)\n"
+        "    if kind == 1:\n        raise ValueError('no')\n"
+        "    return len(sample.completion) / 10\n"
+    )
+    folder = tmp_path / "run"
+    launch(
+        overrides(tiny_model, folder, f"reward.terms=[{{fn: '{reward}:score'}}]", "reward.quorum=0.25", "run.steps=3")
+    )
+    assert sum(row["unscorable"] for row in rows(folder)) > 0
+    table = pq.read_table(folder / "completions" / "step-000001.parquet")
+    assert any(error for error in table.column("error").to_pylist()) or rows(folder)[-1]["given_up"] > 0
+
+
+def test_a_reward_that_scores_nothing_stops_the_run_with_the_reason(tiny_model: Path, tmp_path: Path):
+    reward = tmp_path / "broken.py"
+    reward.write_text("def score(sample):\n    raise ValueError('my own mistake')\n")
+    output = launch(overrides(tiny_model, tmp_path / "run", f"reward.terms=[{{fn: '{reward}:score'}}]"), expect=2)
+    assert "could not be scored" in output and "my own mistake" in output
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["run.stepz=3"], "there is no setting run.stepz; did you mean run.steps?"),
+        (["group_size=3"], "there is no setting group_size; did you mean algorithm.group_size?"),
+        (["algorithm.group_size=1"], "a group of 1 has no advantage"),
+        (["reward.terms=[{fn: nosuch.module:f}]"], "does not import"),
+        (["data.max_prompt_tokens=3"], "all 20 prompts are over data.max_prompt_tokens=3"),
+        (["data.prompt_column=ask"], "there is no such column, there are question, answer"),
+        (["model.path=/no/such/folder"], "no folder /no/such/folder"),
+        (["model.lora.target_modules=[nosuch]"], "['nosuch'] match no module"),
+        (["reward.terms=[{fn: numeric}, {fn: exact}]", "reward.check_gold=true", "data.answer_column=question"], "does not score full marks"),
+        (["engine.name=vllm", "model.quantization=nf4"], "vLLM holds no nf4 weights on a CPU"),
+    ],
+)
+def test_bad_input_says_what_to_change(tiny_model: Path, tmp_path: Path, more: list[str], message: str):
+    output = launch(overrides(tiny_model, tmp_path / "run", *more), expect=2)
+    assert message in output
+    assert "Traceback" not in output
+
+
+def test_a_folder_in_use_or_of_another_run_is_refused(whole: tuple[Path, str], tiny_model: Path, tmp_path: Path):
+    folder, _ = whole
+    output = launch(overrides(tiny_model, folder, "algorithm.group_size=6", "model.lora.rank=8"), expect=2)
+    assert "algorithm.group_size: 4 there, 6 now" in output and "model.lora.rank: 4 there, 8 now" in output
+    assert "holds a run already" in launch(overrides(tiny_model, folder, "run.resume=never"), expect=2)
+    busy = tmp_path / "busy"
+    running = Launched(overrides(tiny_model, busy, "run.steps=10000"), tmp_path / "log")
+    wait_for(lambda: lock_of(busy) == running.pid)
+    assert f"in use by process {running.pid}" in launch(overrides(tiny_model, busy), expect=2)
+    running.kill()
+
+
+def test_damaged_checkpoints_are_skipped(whole: tuple[Path, str], tiny_model: Path, tmp_path: Path):
+    import shutil
+
+    folder = tmp_path / "run"
+    shutil.copytree(whole[0], folder)
+    weights = folder / "checkpoints" / "step-00000004" / "adapter_model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    (folder / "checkpoints" / "step-00000003" / "state.json").write_text("{")
+    output = launch(overrides(tiny_model, folder, f"data.source={whole[0].parent / 'sums.jsonl'}"))
+    assert "adapter_model.safetensors does not match its checksum" in output
+    assert "going on from" in output and "step-00000002" in output
+    assert_bit_equal(folder, whole[0], STEPS)
+
+
+def test_help_lists_groups_and_examples():
+    output = launch(["--help"])
+    assert "algorithm: grpo" in output and output.count("python launch.py") >= 8
+
+
+def test_a_sweep_gives_each_job_a_folder(tiny_model: Path, tmp_path: Path):
+    folder = tmp_path / "run"
+    launch(["-m", *overrides(tiny_model, folder, "run.steps=1"), "learner.learning_rate=0.01,0.02"])
+    rates = [rows(Path(f"{folder}-{i}"))[0]["learning_rate"] for i in range(2)]
+    assert rates == [0.01, 0.02]

@@ -1,0 +1,127 @@
+"""The replay queue and its journal: nothing acknowledged is lost, damage is found, capacity holds."""
+
+from pathlib import Path
+
+import pytest
+
+from actors.replay import JournalError, Replay
+from actors.schema import RowError, to_batch
+from tests.rollouts import group
+
+
+def batch(ordinal: int, version: int = 0):
+    return to_batch(group(ordinal, [1.0, 0.0], version=version))
+
+
+def everything(_: object) -> bool:
+    return True
+
+
+def recovered(folder: Path, capacity: int = 10) -> Replay:
+    replay = Replay(folder, capacity=capacity)
+    replay.recover(everything)
+    return replay
+
+
+def test_gives_the_oldest_ordinals_first(tmp_path: Path):
+    replay = Replay(tmp_path, capacity=10)
+    assert replay.put([batch(3), batch(1)]) == [3, 1]
+    assert replay.put([batch(2)]) == [2]
+    table = replay.take(2, version=0, max_staleness=0)
+    assert table.column("ordinal").to_pylist() == [1, 1, 2, 2]
+    assert replay.take(2, version=0, max_staleness=0) is None
+    assert replay.oldest(5) == [3]
+
+
+def test_refuses_a_second_group_of_an_ordinal(tmp_path: Path):
+    replay = Replay(tmp_path, capacity=10)
+    replay.put([batch(1)])
+    assert replay.put([batch(1), batch(2)]) == [2]
+    assert (len(replay), replay.refused) == (2, 1)
+
+
+def test_is_bounded(tmp_path: Path):
+    replay = Replay(tmp_path, capacity=2)
+    with pytest.raises(OverflowError, match="0 of 2 groups; 3 more"):
+        replay.put([batch(i) for i in range(3)])
+    assert len(replay) == 0
+
+
+def test_never_gives_rows_that_are_too_old(tmp_path: Path):
+    replay = Replay(tmp_path, capacity=2)
+    replay.put([batch(0, version=3)])
+    with pytest.raises(RuntimeError, match="version 3 would train version 5"):
+        replay.take(1, version=5, max_staleness=1)
+
+
+def test_a_batch_with_one_bad_row_leaves_nothing_behind(tmp_path: Path):
+    replay = Replay(tmp_path, capacity=10)
+    bad = to_batch(group(1, [1.0, 0.0], logprobs=[[-1.0], [-1.0, float("nan")]]))
+    with pytest.raises(RowError, match="ordinal 1, sample 1: behavior_logprobs are not finite"):
+        replay.put([batch(0), bad])
+    assert len(recovered(tmp_path)) == 0
+
+
+def test_survives_death_after_every_acknowledged_write(tmp_path: Path):
+    replay = Replay(tmp_path, capacity=10)
+    for ordinal in range(3):
+        replay.put([batch(ordinal)])
+    again = recovered(tmp_path)  # no close before: as after a kill
+    assert again.oldest(10) == [0, 1, 2]
+    assert again.take(1, version=0, max_staleness=0).num_rows == 2
+
+
+def test_a_tail_torn_at_any_byte_is_cut_and_counted(tmp_path: Path):
+    replay = Replay(tmp_path / "whole", capacity=10)
+    replay.put([batch(0)])
+    (file,) = (tmp_path / "whole").iterdir()
+    first = file.stat().st_size
+    replay.put([batch(1)])
+    data = file.read_bytes()
+    for cut in [*range(first, first + 40), len(data) - 1]:
+        folder = tmp_path / f"cut-{cut}"
+        folder.mkdir()
+        (folder / file.name).write_bytes(data[:cut])
+        torn = recovered(folder)
+        assert torn.oldest(10) == [0]
+        assert torn.torn_bytes == cut - first
+
+
+def test_damage_inside_is_an_error_that_names_the_place(tmp_path: Path):
+    replay = Replay(tmp_path, capacity=10)
+    replay.put([batch(0)])
+    (file,) = tmp_path.iterdir()
+    first = file.stat().st_size
+    replay.put([batch(1)])
+    data = bytearray(file.read_bytes())
+    data[first // 2] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(JournalError, match="damaged at byte 0"):
+        recovered(tmp_path)
+
+
+def test_a_torn_file_that_is_not_the_last_is_damage(tmp_path: Path):
+    replay = Replay(tmp_path, capacity=10, segment_bytes=1)  # a segment for each put
+    replay.put([batch(0)])
+    replay.put([batch(1)])
+    first = sorted(tmp_path.iterdir())[0]
+    first.write_bytes(first.read_bytes()[:-1])
+    with pytest.raises(JournalError, match=first.name):
+        recovered(tmp_path)
+
+
+def test_release_deletes_what_is_trained_and_keeps_the_rest(tmp_path: Path):
+    replay = Replay(tmp_path, capacity=10, segment_bytes=1)
+    for ordinal in range(3):
+        replay.put([batch(ordinal)])
+    replay.release(lambda ordinal: ordinal < 2)
+    assert recovered(tmp_path).oldest(10) == [2]
+
+
+def test_recovery_keeps_what_it_is_asked_to_keep(tmp_path: Path):
+    replay = Replay(tmp_path, capacity=10)
+    replay.put([batch(0), batch(1)])
+    again = Replay(tmp_path, capacity=10)
+    again.recover(lambda b: b.column("ordinal")[0].as_py() == 1)
+    assert again.oldest(10) == [1]
+    assert recovered(tmp_path).oldest(10) == [1]  # the other is gone from the journal, too
