@@ -6,10 +6,12 @@ session.py holds what surrounds it.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -85,8 +87,13 @@ class Stop:
 
 def run(settings: Settings) -> int:
     """One run from its settings to its exit code: 0, or 128 + the signal that stopped it."""
+    # What libraries say while they are imported, and a user can do nothing about.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")
     from session import Session
 
+    warnings.resetwarnings()
+    warnings.filterwarnings("ignore", module="vllm|torch|cellpylib")
     stop = Stop()
     session = Session(settings, Console(width=None if sys.stdout.isatty() else 120))
     try:

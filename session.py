@@ -10,7 +10,6 @@ import dataclasses
 import json
 import math
 import time
-import warnings
 from collections.abc import Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
@@ -60,7 +59,8 @@ class Session:
     def __init__(self, settings: Settings, console: Console, *, engine: Engine | None = None) -> None:
         self.settings = s = settings
         self._console = console
-        _quieten()
+        transformers_logging.disable_progress_bar()
+        transformers_logging.set_verbosity_error()
         self.folder = RunFolder(Path(s.run.folder))
         runtime = LocalRuntime()
         self._rewards: list[Handle[RewardWorker]] = [
@@ -313,14 +313,3 @@ class Session:
 
     def _note(self, text: str) -> None:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-
-def _quieten() -> None:
-    """Hide progress bars and warnings of libraries that a user can do nothing about."""
-    import logging
-
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    for package in ("vllm", "torch", "cellpylib"):
-        warnings.filterwarnings("ignore", module=package)

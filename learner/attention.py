@@ -126,7 +126,12 @@ def _padded(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: float | 
     batches, positions = packing.padded
     outputs = []
     for queries, keys, mask in batches:
-        q_NQ, k_NK, v_NK = (x[index].transpose(1, 2) for x, index in ((q, queries), (k, keys), (v, keys)))
+        # index_select, not indexing: many completions share a prompt's keys, and only index_select adds their
+        # gradients in a fixed order on several CPU threads.
+        q_NQ, k_NK, v_NK = (
+            x.index_select(0, index.flatten()).view(*index.shape, *x.shape[1:]).transpose(1, 2)
+            for x, index in ((q, queries), (k, keys), (v, keys))
+        )
         out = F.scaled_dot_product_attention(
             q_NQ, k_NK, v_NK, attn_mask=mask, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
         )

@@ -105,14 +105,18 @@ def final(folder: Path, step: int) -> tuple[dict, dict, dict]:
 
 
 def assert_bit_equal(one: Path, other: Path, steps: int) -> None:
-    """Adapter, optimizer, ledger, and every row of every step are the same."""
+    """Adapter, optimizer, ledger, and every row of every step are the same.
+
+    torch's own random state may differ: a batch that came from the journal was not sampled, and vLLM draws from that
+    state even where each request has a seed. Nothing that is trained depends on it.
+    """
     import torch
 
     a, b = final(one, steps), final(other, steps)
     for tensors, others in ((a[0], b[0]), (a[1], b[1])):
         assert tensors.keys() == others.keys()
-        for name, tensor in tensors.items():
-            assert torch.equal(tensor, others[name]), name
+        differing = {name for name, tensor in tensors.items() if not torch.equal(tensor, others[name])}
+        assert differing <= {"random_cpu"}
     assert a[2]["ledger"] == b[2]["ledger"]
     for step in range(1, steps + 1):
         tables = [pq.read_table(folder / "completions" / f"step-{step:06d}.parquet") for folder in (one, other)]

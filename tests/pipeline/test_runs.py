@@ -140,7 +140,10 @@ def test_a_reward_that_scores_nothing_stops_the_run_with_the_reason(tiny_model: 
         (["data.prompt_column=ask"], "there is no such column, there are question, answer"),
         (["model.path=/no/such/folder"], "no folder /no/such/folder"),
         (["model.lora.target_modules=[nosuch]"], "['nosuch'] match no module"),
-        (["reward.terms=[{fn: numeric}, {fn: exact}]", "reward.check_gold=true", "data.answer_column=question"], "does not score full marks"),
+        (
+            ["reward.terms=[{fn: numeric}, {fn: exact}]", "reward.check_gold=true", "data.answer_column=question"],
+            "does not score full marks",
+        ),
         (["engine.name=vllm", "model.quantization=nf4"], "vLLM holds no nf4 weights on a CPU"),
     ],
 )

@@ -1,0 +1,77 @@
+"""Every preset composes and passes the checks; mistakes are found before anything loads."""
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+
+from conf.check import check_overrides, check_settings, open_free_keys
+from conf.errors import UsageError
+from conf.schema import GROUPS, Settings, register
+from learner.objectives import OBJECTIVES
+from rewards.registry import REGISTRY
+
+CONF = Path(__file__).parents[2] / "conf"
+PRESETS = [(group, file.stem) for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))]
+
+
+def settings(*overrides: str) -> Settings:
+    register()
+    with initialize_config_module("conf", version_base="1.3"):
+        return OmegaConf.to_object(compose("config", list(overrides)))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(("group", "name"), PRESETS)
+def test_every_preset_composes_and_passes_the_checks(group: str, name: str):
+    more = ["data.source=rows.jsonl"] if (group, name) == ("data", "file") else []
+    found = settings(f"{group}={name}", *more)
+    check_settings(found)
+    assert found.algorithm.name in OBJECTIVES
+    assert all(term.fn in REGISTRY for term in found.reward.terms)
+
+
+def test_the_models_that_are_promised_are_there():
+    names = {name for group, name in PRESETS if group == "model"}
+    assert names == {
+        "smollm2-135m", "smollm2-360m", "smollm2-1.7b", "qwen2.5-0.5b", "qwen2.5-1.5b", "qwen2.5-3b", "qwen2.5-7b",
+        "llama-3.2-1b", "llama-3.2-3b", "llama-3.1-8b", "mistral-7b", "phi-4",
+    }  # fmt: skip
+    assert settings("model=phi-4").model.lora.target_modules == ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
+
+
+@pytest.mark.parametrize(
+    ("override", "guess"),
+    [
+        ("learner.learing_rate=1", "learner.learning_rate"),
+        ("lr=1", None),
+        ("steps=3", "run.steps"),
+        ("modle=x", "model"),
+        ("runtime.max_stale=1", "runtime.max_staleness"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_nearest_one(override: str, guess: str | None):
+    with pytest.raises(UsageError, match=f"did you mean {guess}" if guess else "there is no setting lr"):
+        check_overrides([override])
+
+
+def test_known_keys_and_free_ones_pass():
+    arguments = ["model=x", "run.steps=3", "data.task.anything=4", "reward.terms=[]", "hydra.verbose=true", "-m"]
+    check_overrides(arguments)
+    assert open_free_keys(arguments)[2] == "++data.task.anything=4"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("algorithm.group_size=1", "algorithm.group_size=1: must be at least 2"),
+        ("learner.learning_rate=0", "learner.learning_rate=0.0: must be over 0"),
+        ("engine.name=fast", "engine.name=fast: choose auto, vllm, transformers"),
+        ("reward.terms=[]", "reward.terms is empty"),
+        ("reward.quorum=2", "reward.quorum=2.0"),
+        ("run.resume=maybe", "choose auto, never or a step's number"),
+    ],
+)
+def test_settings_that_cannot_work_are_named(override: str, message: str):
+    with pytest.raises(UsageError, match=message):
+        check_settings(settings(override))
