@@ -89,11 +89,12 @@ def run(settings: Settings) -> int:
     """One run from its settings to its exit code: 0, or 128 + the signal that stopped it."""
     # What libraries say while they are imported, and a user can do nothing about.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     warnings.filterwarnings("ignore")
     from session import Session
 
     warnings.resetwarnings()
-    warnings.filterwarnings("ignore", module="vllm|torch|cellpylib")
+    warnings.filterwarnings("ignore", module=r"vllm|torch")
     stop = Stop()
     session = Session(settings, Console(width=None if sys.stdout.isatty() else 120))
     try:

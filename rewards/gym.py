@@ -4,6 +4,7 @@ import functools
 import importlib.util
 import sys
 import types
+import warnings
 from typing import Any
 
 
@@ -20,7 +21,9 @@ def reasoning_gym() -> Any:
 
         stand_in.solve = solve  # type: ignore[attr-defined]
         sys.modules["pycosat"] = stand_in
-    import reasoning_gym as module
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a package that it imports
+        import reasoning_gym as module
 
     return module
 
