@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from actors.disk import sync
 from actors.schema import SCHEMA, validate
 from conf.errors import UsageError
 
@@ -70,7 +71,7 @@ class Replay:
         self.put(kept)
         for file in files:
             file.unlink()
-        _sync_folder(self._folder)
+        sync(self._folder)
 
     def put(self, batches: Sequence[pa.RecordBatch]) -> list[int]:
         """Hold groups and return their ordinals once they are on the disk; one write and one sync for all.
@@ -123,7 +124,7 @@ class Replay:
         for segment in [s for s in self._segments if all(trained(ordinal) for ordinal in s.ordinals)]:
             segment.path.unlink()
             self._segments.remove(segment)
-        _sync_folder(self._folder)
+        sync(self._folder)
 
     def close(self) -> None:
         self._close_segment()
@@ -136,7 +137,7 @@ class Replay:
             self._next_number += 1
             self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
             self._segments.append(_Segment(path))
-            _sync_folder(self._folder)
+            sync(self._folder)
         data = b"".join(_record(batch) for batch in fresh.values())
         view = memoryview(data)
         while view:
@@ -177,11 +178,3 @@ def _record(batch: pa.RecordBatch) -> bytes:
         writer.write_batch(batch)
     payload = sink.getvalue().to_pybytes()
     return HEADER.pack(MAGIC, len(payload), zlib.crc32(payload)) + payload
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

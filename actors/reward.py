@@ -40,7 +40,6 @@ class RewardWorker:
         self._deadline = deadline_seconds
         self._memory_bytes = int(memory_gib * 2**30)
         self._max_tokens = max_tokens
-        self.restarts = 0
         self._child = self._start()
 
     def score(self, group: Group, evaluate: bool = False) -> Group:
@@ -63,7 +62,6 @@ class RewardWorker:
             answer = self._child.receive(self._deadline)
         except _ChildLost as lost:
             self._child.kill()
-            self.restarts += 1
             self._child = self._start()
             return Score(None, error=str(lost))
         return Score(**answer)

@@ -95,11 +95,6 @@ class Group:
     attempt: int = 0
     scores: tuple[Score, ...] = ()
 
-    @property
-    def oldest_version(self) -> int:
-        """The oldest adapter version that sampled any token of the group."""
-        return min(span.version for c in self.completions for span in c.version_spans)
-
 
 @dataclass(frozen=True)
 class AdapterEntry:

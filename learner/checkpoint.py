@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from actors.disk import sync
 from actors.lora import flat_from_peft, peft_tensors
 from actors.types import Adapter
 from conf.errors import UsageError
@@ -60,16 +61,16 @@ def save(root: Path, learner: Learner, state: dict[str, Any], *, base_model: str
     content = {**state, "version": learner.version, "files": sums}
     (scratch / STATE).write_text(json.dumps({**content, "checksum": _digest(content)}, indent=1))
     for file in scratch.iterdir():
-        _sync(file)
-    _sync(scratch)
+        sync(file)
+    sync(scratch)
     shutil.rmtree(final, ignore_errors=True)
     scratch.rename(final)
-    _sync(root)
+    sync(root)
     pointer = root / ".latest"
     pointer.write_text(final.name)
-    _sync(pointer)
+    sync(pointer)
     pointer.rename(root / "latest")
-    _sync(root)
+    sync(root)
     for old in _folders(root)[keep:]:
         shutil.rmtree(old)
     return final
@@ -141,12 +142,3 @@ def _digest(content: dict[str, Any]) -> str:
 def _checksum(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Flush a file or folder to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

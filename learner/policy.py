@@ -37,7 +37,6 @@ class Policy:
         if gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         self.lora = FlatLora(model, **lora, seed=seed)
-        self._base = model
         self._decoder = model.get_decoder()
         self._head_VH = model.get_output_embeddings().weight  # type: ignore[union-attr]
         self._temperature = temperature
