@@ -138,10 +138,14 @@ class Session:
         done, self._scoring = (
             wait(self._scoring, timeout=timeout, return_when=FIRST_COMPLETED) if self._scoring else (set(), set())
         )
-        finished = [future.result() for future in done]
-        good = [group for group in finished if self._has_quorum(group)]
-        self._give_up([group for group in finished if not self._has_quorum(group)])
-        return [to_batch(group) for group in good]
+        good: list[pa.RecordBatch] = []
+        for future in done:
+            group = future.result()
+            if self._has_quorum(group):
+                good.append(to_batch(group))
+            else:
+                self._give_up(group)
+        return good
 
     def broadcast(self, adapter: Adapter) -> None:
         """Pass `adapter` to every rollout worker."""
@@ -158,9 +162,9 @@ class Session:
         self._last_error = next((score.error for score in group.scores if score.error), self._last_error)
         return scorable >= max(2, math.ceil(self.settings.reward.quorum * len(group.scores)))
 
-    def _give_up(self, groups: Sequence[Group]) -> None:
-        self.ledger.finish([group.prompt.ordinal for group in groups], given_up=True)
-        self._hopeless += len(groups)
+    def _give_up(self, group: Group) -> None:
+        self.ledger.finish([group.prompt.ordinal], given_up=True)
+        self._hopeless += 1
         if self._hopeless > HOPELESS * self.settings.algorithm.prompts_per_step:
             raise UsageError(
                 f"{self._hopeless} groups in a row could not be scored; the last reason: {self._last_error}"
