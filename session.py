@@ -73,7 +73,8 @@ class Session:
         self._introduce(rows.prompt_column, rows.answer_column, rows.bad)
         self._check_gold(has_answers=rows.answer_column is not None)
 
-        self.folder.claim(self._identity(), dataclasses.asdict(s), resume=s.run.resume)
+        self._identity = self._describe()
+        self.folder.claim(self._identity, dataclasses.asdict(s), resume=s.run.resume)
         resumed = checkpoint.find(self.folder.checkpoints, s.run.resume)
         self.learner = build_learner(s, machine, self._source)
         self.ledger = Ledger()
@@ -221,7 +222,7 @@ class Session:
         state = {
             "ledger": self.ledger.state(),
             "settings": dataclasses.asdict(self.settings),
-            "identity": self._identity(),
+            "identity": self._identity,
         }
         folder = checkpoint.save(
             self.folder.checkpoints, self.learner, state, base_model=self.settings.model.path,
@@ -281,7 +282,7 @@ class Session:
                 "data.answer_column, or set reward.check_gold=false"
             )
 
-    def _identity(self) -> dict[str, Any]:
+    def _describe(self) -> dict[str, Any]:
         """What must stay the same for a run to go on."""
         s = self.settings
         return {

@@ -47,11 +47,10 @@ class FlatLora:
         self.flat.grad = torch.zeros_like(self.flat)
         with torch.no_grad():
             for entry, parameter in zip(self.layout.entries, parameters, strict=True):
-                where = slice(entry.offset, entry.offset + entry.size)
-                view = self.flat.detach()[where].view(entry.shape)
+                view = entry.view(self.flat.detach())
                 view.copy_(parameter)
                 parameter.data = view
-                parameter.grad = self.flat.grad[where].view(entry.shape)
+                parameter.grad = entry.view(self.flat.grad)
 
     def export(self, version: int, *, device: str | None = None) -> Adapter:
         """A copy of the weights, on `device` or where they are."""
@@ -86,10 +85,7 @@ def _layout(model: PeftModel, rank: int, alpha: float) -> tuple[AdapterLayout, l
 def peft_tensors(adapter: Adapter) -> dict[str, torch.Tensor]:
     """The adapter under the names of PEFT's adapter_model.safetensors (float32, on the CPU)."""
     flat = adapter.flat.detach().to("cpu")
-    return {
-        f"{PREFIX}{e.module}.lora_{e.side}.weight": flat[e.offset : e.offset + e.size].view(e.shape).clone()
-        for e in adapter.layout.entries
-    }
+    return {f"{PREFIX}{e.module}.lora_{e.side}.weight": e.view(flat).clone() for e in adapter.layout.entries}
 
 
 def flat_from_peft(tensors: dict[str, torch.Tensor], layout: AdapterLayout) -> torch.Tensor:
@@ -101,5 +97,5 @@ def flat_from_peft(tensors: dict[str, torch.Tensor], layout: AdapterLayout) -> t
     for name, entry in names.items():
         if tuple(tensors[name].shape) != entry.shape:
             raise AdapterError(f"{name} has shape {tuple(tensors[name].shape)}, expected {entry.shape}")
-        flat[entry.offset : entry.offset + entry.size] = tensors[name].reshape(-1)
+        entry.view(flat).copy_(tensors[name])
     return flat

@@ -109,6 +109,10 @@ class AdapterEntry:
     def size(self) -> int:
         return self.shape[0] * self.shape[1]
 
+    def view(self, flat: torch.Tensor) -> torch.Tensor:
+        """This matrix as a view of a buffer that is laid out so."""
+        return flat[self.offset : self.offset + self.size].view(self.shape)
+
 
 @dataclass(frozen=True)
 class AdapterLayout:

@@ -101,7 +101,7 @@ class AdapterSlot:
                     f"{entry.module} {entry.side} is {entry.shape}, the engine holds {tuple(target.shape)}"
                 )
             targets.append(target)
-            sources.append(self._staging[entry.offset : entry.offset + entry.size].view(entry.shape))
+            sources.append(entry.view(self._staging))
         return targets, sources
 
     def _find(self, module: str) -> tuple[Any, Any, int]:

@@ -5,6 +5,7 @@ launching them. Here the whole adapter is cast once a forward pass, the scale ri
 straight into the flat gradient. Knows PEFT's layers; knows nothing of models. Suffixes: S stream, R rank.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -47,13 +48,15 @@ def _accumulate(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor, sc
         total.add_(left.T @ right, alpha=scaling)
 
 
+@dataclass(frozen=True)
 class _Matrices:
     """A [R, in] and B [out, R] of one layer in the compute dtype, and where their gradients go."""
 
-    def __init__(
-        self, a: torch.Tensor, b: torch.Tensor, gradient_a: torch.Tensor, gradient_b: torch.Tensor, scaling: float
-    ):
-        self.a, self.b, self.gradient_a, self.gradient_b, self.scaling = a, b, gradient_a, gradient_b, scaling
+    a: torch.Tensor
+    b: torch.Tensor
+    gradient_a: torch.Tensor
+    gradient_b: torch.Tensor
+    scaling: float
 
 
 class FastLora:
@@ -67,8 +70,7 @@ class FastLora:
         gradient = lora.flat.grad
         views: dict[str, list[torch.Tensor]] = {}
         for entry in lora.layout.entries:
-            where = slice(entry.offset, entry.offset + entry.size)
-            views.setdefault(entry.module, []).extend(x[where].view(entry.shape) for x in (self._compute, gradient))
+            views.setdefault(entry.module, []).extend(entry.view(x) for x in (self._compute, gradient))
         for name, (a, gradient_a, b, gradient_b) in views.items():
             matrices = _Matrices(a, b, gradient_a, gradient_b, lora.layout.scaling)
             layer: Any = lora.model.get_submodule(PREFIX + name)

@@ -3,12 +3,11 @@
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf
 
+from benchmarks.common import settings_from
 from conf.check import check_overrides, check_settings, open_free_keys
 from conf.errors import UsageError
-from conf.schema import GROUPS, Settings, register
+from conf.schema import GROUPS
 from learner.objectives import OBJECTIVES
 from rewards.registry import REGISTRY
 
@@ -16,16 +15,10 @@ CONF = Path(__file__).parents[2] / "conf"
 PRESETS = [(group, file.stem) for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))]
 
 
-def settings(*overrides: str) -> Settings:
-    register()
-    with initialize_config_module("conf", version_base="1.3"):
-        return OmegaConf.to_object(compose("config", list(overrides)))  # type: ignore[return-value]
-
-
 @pytest.mark.parametrize(("group", "name"), PRESETS)
 def test_every_preset_composes_and_passes_the_checks(group: str, name: str):
     more = ["data.source=rows.jsonl"] if (group, name) == ("data", "file") else []
-    found = settings(f"{group}={name}", *more)
+    found = settings_from(f"{group}={name}", *more)
     check_settings(found)
     assert found.algorithm.name in OBJECTIVES
     assert all(term.fn in REGISTRY for term in found.reward.terms)
@@ -37,7 +30,7 @@ def test_the_models_that_are_promised_are_there():
         "smollm2-135m", "smollm2-360m", "smollm2-1.7b", "qwen2.5-0.5b", "qwen2.5-1.5b", "qwen2.5-3b", "qwen2.5-7b",
         "llama-3.2-1b", "llama-3.2-3b", "llama-3.1-8b", "mistral-7b", "phi-4",
     }  # fmt: skip
-    assert settings("model=phi-4").model.lora.target_modules == ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
+    assert settings_from("model=phi-4").model.lora.target_modules == ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
 
 
 @pytest.mark.parametrize(
@@ -74,4 +67,4 @@ def test_known_keys_and_free_ones_pass():
 )
 def test_settings_that_cannot_work_are_named(override: str, message: str):
     with pytest.raises(UsageError, match=message):
-        check_settings(settings(override))
+        check_settings(settings_from(override))
