@@ -40,15 +40,14 @@ def train(session: Session, stop: Stop) -> None:
         free = batch_size * (1 + max_staleness) - len(ledger.open)
         session.dispatch(ledger.next(free, version=learner.version))
 
-        # Sample until something finishes, score it, and queue what has been scored.
-        replay.put(session.scored(session.pump()))
-
         # Learn once a batch is there, unless it would leave a group too old that is still being sampled. With
         # max_staleness 0 that is any group at all: the engine is drained before each update.
         batch = replay.oldest(batch_size)
         waiting_for = ledger.oldest_version(besides=batch)
         too_old = waiting_for is not None and learner.version + 1 - waiting_for > max_staleness
         if len(batch) < batch_size or too_old:
+            # Until then: sample until something finishes, score it, and queue what has been scored.
+            replay.put(session.scored(session.pump()))
             continue
         table = replay.take(batch_size, version=learner.version, max_staleness=max_staleness)
         assert table is not None
@@ -88,6 +87,7 @@ class Stop:
 def run(settings: Settings) -> int:
     """One run from its settings to its exit code: 0, or 128 + the signal that stopped it."""
     # What libraries say while they are imported, and a user can do nothing about.
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")  # no fragments, no peaks
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     warnings.filterwarnings("ignore")

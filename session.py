@@ -40,7 +40,7 @@ from actors.types import Adapter, Group, Prompt, Sampling
 from conf.errors import UsageError
 from conf.schema import Settings
 from learner import checkpoint
-from learner.build import build_learner
+from learner.build import build_learner, draw
 from learner.learner import StepStats
 from report import evaluation, metrics
 from report.run_folder import RunFolder
@@ -73,10 +73,21 @@ class Session:
         self._introduce(rows.prompt_column, rows.answer_column, rows.bad)
         self._check_gold(has_answers=rows.answer_column is not None)
 
+        name, reason = choose_engine(s, machine)
+        self._note(f"engine {name} ({reason}) on {machine.device} in {machine.dtype}; model {self._source.origin}")
+        if s.model.dtype == "bfloat16" and machine.dtype == "float16":
+            self._note("this card has no bfloat16: computing in float16 instead")
+        blueprint = draw(s, machine, self._source)
+        self.settings = s = blueprint.settings
+        for line in blueprint.notes:
+            self._note(line)
+
         self._identity = self._describe()
         self.folder.claim(self._identity, dataclasses.asdict(s), resume=s.run.resume)
         resumed = checkpoint.find(self.folder.checkpoints, s.run.resume)
-        self.learner = build_learner(s, machine, self._source)
+        engine = engine or build_engine(s, machine, name, self._source, tokenizer, blueprint.layout)
+        self.learner, origin = build_learner(blueprint, machine, self._source, engine=engine)
+        self._note(f"the learner's base weights: {origin}")
         self.ledger = Ledger()
         if resumed is not None:
             checkpoint.load(resumed, self.learner)
@@ -84,18 +95,10 @@ class Session:
             self._note(f"going on from {resumed.folder} (step {self.learner.version} of {s.run.steps})")
         self.replay = self._recover()
 
-        name, reason = choose_engine(s, machine)
-        self._note(f"engine {name} ({reason}) on {machine.device} in {machine.dtype}; model {self._source.origin}")
-        layout = self.learner.policy.lora.layout
         sampling = Sampling(s.sampling.temperature, s.sampling.max_tokens)
         self._rollouts: list[Handle[RolloutWorker]] = [
-            runtime.start(
-                lambda: RolloutWorker(
-                    engine or build_engine(s, machine, name, self._source, tokenizer, layout), sampling,
-                    group_size=s.algorithm.group_size, seed=s.run.seed,
-                )
-            )
-        ]  # fmt: skip
+            runtime.start(lambda: RolloutWorker(engine, sampling, group_size=s.algorithm.group_size, seed=s.run.seed))
+        ]
         self.broadcast(self.learner.adapter())
         self._metrics = metrics.MetricsLog(self.folder.metrics, self.folder.tensorboard, last_step=self.learner.version)
         self._progress = Progress(console, s.run.steps).__enter__()

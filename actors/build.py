@@ -118,15 +118,16 @@ def build_engine(
     settings: Settings, machine: Machine, name: str, source: ModelSource, tokenizer: PreTrainedTokenizerBase,
     layout: AdapterLayout,
 ) -> Engine:  # fmt: skip
-    """The rollout engine `name`, with weights of its own."""
+    """The rollout engine `name`, which loads the base weights. `settings` are those that the memory plan has filled."""
     engine, model = settings.engine, settings.model
+    assert engine.max_num_seqs is not None
     eos = end_of_sequence_ids(source, tokenizer)
     if name == "transformers":
         from actors.transformers_engine import TransformersEngine
 
         base = load_base_model(
             source, dtype=machine.dtype, device=machine.device, quantization=model.quantization,
-            trust_remote_code=model.trust_remote_code,
+            trust_remote_code=model.trust_remote_code, keep_16bit=model.keep_16bit,
         )  # fmt: skip
         return TransformersEngine(
             base, tokenizer, lora=lora_arguments(settings), eos_token_ids=eos, max_num_seqs=engine.max_num_seqs
@@ -139,7 +140,8 @@ def build_engine(
         kv_cache_bytes = int(engine.kv_cache_gib * 2**30)
     else:
         # Room for every sequence at full length, each rounded up to a block, and one block that vLLM keeps.
-        kv_cache_bytes = kv_bytes_per_token(source, machine.dtype) * (engine.max_num_seqs + 1) * (max_model_len + 32)
+        per_token = kv_bytes_per_token(source, engine.kv_cache_dtype, machine.dtype)
+        kv_cache_bytes = per_token * (engine.max_num_seqs + 1) * (max_model_len + 32)
     options = VllmOptions(
         model_path=source.path, revision=source.revision, dtype=machine.dtype, quantization=model.quantization,
         device=machine.device, threads=machine.threads, max_model_len=max_model_len, max_num_seqs=engine.max_num_seqs,
@@ -147,5 +149,7 @@ def build_engine(
         enforce_eager=on_cpu if engine.enforce_eager is None else engine.enforce_eager,
         per_request_seeds=on_cpu if engine.per_request_seeds is None else engine.per_request_seeds,
         seed=settings.run.seed, trust_remote_code=model.trust_remote_code,
+        max_num_batched_tokens=engine.max_num_batched_tokens, kv_cache_dtype=engine.kv_cache_dtype,
+        keep_16bit=tuple(model.keep_16bit), share_weights=engine.share_weights != "never",
     )  # fmt: skip
     return VllmEngine(options, tokenizer, layout=layout, eos_token_ids=eos)

@@ -5,6 +5,7 @@ all-reduce and export are one kernel each. Knows torch and PEFT; knows neither e
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -16,20 +17,34 @@ from actors.types import Adapter, AdapterEntry, AdapterLayout
 PREFIX = "base_model.model."
 
 
+def adapter_layout(model: torch.nn.Module, *, rank: int, alpha: float, target_modules: Sequence[str]) -> AdapterLayout:
+    """Where each matrix of an adapter on `model` lies, known from names and shapes alone (weights may be absent).
+
+    Raises AdapterError if a target names no module.
+    """
+    leaves: dict[str, Any] = {name: m for name, m in model.named_modules() if name.rsplit(".", 1)[-1] in target_modules}
+    missing = sorted(set(target_modules) - {name.rsplit(".", 1)[-1] for name in leaves})
+    if missing:
+        raise AdapterError(f"model.lora.target_modules {missing} match no module of {type(model).__name__}")
+    entries, offset = [], 0
+    for side in "AB":
+        for name, module in leaves.items():
+            shape = (rank, int(module.in_features)) if side == "A" else (int(module.out_features), rank)
+            entries.append(AdapterEntry(name, side, shape, offset))
+            offset += entries[-1].size
+    return AdapterLayout(rank, alpha, tuple(entries))
+
+
 class FlatLora:
     """A PEFT model whose LoRA weights and gradients are views of `flat` and `flat.grad` (both [layout.size]).
 
     A is initialised from `seed` as PEFT does (Kaiming uniform), B with zeros, so the adapter starts as the identity.
-    Raises AdapterError if a target names no module.
     """
 
     def __init__(
         self, model: PreTrainedModel, *, rank: int, alpha: float, target_modules: Sequence[str], seed: int
     ) -> None:
-        names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
-        missing = sorted(set(target_modules) - names)
-        if missing:
-            raise AdapterError(f"model.lora.target_modules {missing} match no module of {type(model).__name__}")
+        self.layout = adapter_layout(model, rank=rank, alpha=alpha, target_modules=target_modules)
         config = LoraConfig(
             r=rank,
             lora_alpha=alpha,  # type: ignore[arg-type] - a float is as good
@@ -42,7 +57,8 @@ class FlatLora:
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed)
             self.model: PeftModel = get_peft_model(model, config, autocast_adapter_dtype=True)  # type: ignore[assignment]
-        self.layout, parameters = _layout(self.model, rank, alpha)
+        named = dict(self.model.named_parameters())
+        parameters = [named[f"{PREFIX}{e.module}.lora_{e.side}.default.weight"] for e in self.layout.entries]
         self.flat = torch.nn.Parameter(torch.empty(self.layout.size, dtype=torch.float32, device=model.device))
         self.flat.grad = torch.zeros_like(self.flat)
         with torch.no_grad():
@@ -63,23 +79,6 @@ class FlatLora:
             raise AdapterError("the adapter was made for other modules, another rank or another alpha")
         with torch.no_grad():
             self.flat.copy_(adapter.flat)
-
-
-def _layout(model: PeftModel, rank: int, alpha: float) -> tuple[AdapterLayout, list[torch.nn.Parameter]]:
-    sides: dict[str, list[tuple[str, torch.nn.Parameter]]] = {"A": [], "B": []}
-    for name, parameter in model.named_parameters():
-        for side in sides:
-            marker = f".lora_{side}.default.weight"
-            if name.endswith(marker):
-                sides[side].append((name.removeprefix(PREFIX).removesuffix(marker), parameter))
-    entries, parameters, offset = [], [], 0
-    for side, found in sides.items():
-        for module, parameter in found:
-            entry = AdapterEntry(module, side, (parameter.shape[0], parameter.shape[1]), offset)
-            entries.append(entry)
-            parameters.append(parameter)
-            offset += entry.size
-    return AdapterLayout(rank, alpha, tuple(entries)), parameters
 
 
 def peft_tensors(adapter: Adapter) -> dict[str, torch.Tensor]:

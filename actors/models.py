@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -184,28 +185,51 @@ def end_of_sequence_ids(source: ModelSource, tokenizer: PreTrainedTokenizerBase)
 
 
 def choose_dtype(name: str, device: str) -> str:
-    """`auto` is float32 on a CPU, bfloat16 on a GPU that has it, else float16. Raises ModelError on another name."""
-    if name not in ("auto", "float32", "bfloat16", "float16"):
-        raise ModelError(f"model.dtype={name}: choose auto, float32, bfloat16 or float16")
-    if name != "auto":
-        return name
-    if device == "cpu":
-        return "float32"
-    return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+    """`auto` is float32 on a CPU, bfloat16 on a GPU. A GPU without bfloat16 computes in float16 instead."""
+    if name == "auto":
+        name = "float32" if device == "cpu" else "bfloat16"
+    if name == "bfloat16" and device == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return "float16"
+    return name
+
+
+def stored_quantization(source: ModelSource) -> str | None:
+    """ "nf4" if the checkpoint is a 4-bit bitsandbytes one, None if it is plain. Raises ModelError for other kinds."""
+    config = AutoConfig.from_pretrained(source.path, revision=source.revision)
+    found = getattr(config, "quantization_config", None)
+    if found is None:
+        return None
+    found = found if isinstance(found, dict) else found.to_dict()
+    if found.get("quant_method") == "bitsandbytes" and found.get("load_in_4bit"):
+        return "nf4"
+    raise ModelError(
+        f"model.path: {source.path} is quantised by {found.get('quant_method')}; train from the plain weights (with "
+        "model.quantization=nf4 if they must be small) or from a 4-bit bitsandbytes checkpoint"
+    )
 
 
 def load_base_model(
-    source: ModelSource, *, dtype: str, device: str, quantization: str, trust_remote_code: bool, attention: str = "sdpa"
+    source: ModelSource,
+    *,
+    dtype: str,
+    device: str,
+    quantization: str,
+    trust_remote_code: bool,
+    attention: str = "sdpa",
+    keep_16bit: Sequence[str] = (),
 ) -> PreTrainedModel:
-    """The frozen base model on `device`, in `dtype` or as nf4 with double quantisation computed in `dtype`."""
+    """The frozen base model on `device`, in `dtype` or as nf4 with double quantisation computed in `dtype`.
+
+    A checkpoint that is in nf4 already is loaded as it is. `keep_16bit` names linear layers that nf4 leaves alone.
+    """
     arguments: dict[str, Any] = {
         "revision": source.revision, "dtype": getattr(torch, dtype), "attn_implementation": attention,
         "trust_remote_code": trust_remote_code, "device_map": {"": device},
     }  # fmt: skip
-    if quantization == "nf4":
+    if quantization == "nf4" and stored_quantization(source) is None:
         arguments["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=getattr(torch, dtype),
+            bnb_4bit_compute_dtype=getattr(torch, dtype), llm_int8_skip_modules=["lm_head", *keep_16bit],
         )  # fmt: skip
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(source.path, **arguments)
     model.requires_grad_(False)
@@ -213,9 +237,10 @@ def load_base_model(
     return model
 
 
-def kv_bytes_per_token(source: ModelSource, dtype: str) -> int:
-    """Bytes of keys and values that one token takes over all layers."""
+def kv_bytes_per_token(source: ModelSource, kv_cache_dtype: str, dtype: str) -> int:
+    """Bytes of keys and values that one token takes over all layers; "auto" is the model's `dtype`."""
     config = AutoConfig.from_pretrained(source.path, revision=source.revision)
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return 2 * config.num_hidden_layers * heads * head_dim * getattr(torch, dtype).itemsize
+    size = getattr(torch, dtype).itemsize if kv_cache_dtype == "auto" else 1
+    return 2 * config.num_hidden_layers * heads * head_dim * size

@@ -15,6 +15,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from actors.engine import SpanLog
 from actors.lora import FlatLora
+from actors.shared import BaseWeights, weights_of
 from actors.types import Adapter, Completion, Request, VersionSpan
 
 
@@ -59,6 +60,9 @@ class TransformersEngine:
         sampled = {row.request.request_id: len(row.token_ids) for cohort in self._cohorts for row in cohort.rows}
         self._spans.close(self._version, sampled)
         self._version = adapter.version
+
+    def base_weights(self) -> BaseWeights:
+        return weights_of(self._model)
 
     @torch.inference_mode()
     def step(self) -> list[Completion]:

@@ -13,14 +13,18 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from actors.engine import SpanLog
+from actors.shared import BaseWeights
 from actors.types import Adapter, AdapterLayout, Completion, Request, VersionSpan
 from actors.vllm_internals import (
     LORA_ID,
     LORA_NAME,
     NO_PATH,
     AdapterSlot,
+    base_weights,
     check_version,
     driver_worker,
+    keep_cpu_weights,
+    keep_in_16bit,
     mend_cpu_lora,
     sampled_counts,
     set_environment,
@@ -45,6 +49,11 @@ class VllmOptions:
     per_request_seeds: bool
     seed: int
     trust_remote_code: bool
+    max_num_batched_tokens: int | None = None
+    kv_cache_dtype: str = "auto"
+    # Linear layers that nf4 leaves in 16 bit, and whether base_weights() will be asked for.
+    keep_16bit: tuple[str, ...] = ()
+    share_weights: bool = False
 
 
 class VllmEngine:
@@ -62,6 +71,10 @@ class VllmEngine:
         set_environment(device=options.device, threads=options.threads)
         if options.device == "cpu":
             mend_cpu_lora()
+            if options.share_weights:
+                keep_cpu_weights()
+        if options.quantization == "nf4":
+            keep_in_16bit(options.keep_16bit)
         self._tokenizer = tokenizer
         self._eos = list(eos_token_ids)
         self._options = options
@@ -86,6 +99,9 @@ class VllmEngine:
         else:
             self._engine.reset_prefix_cache()
         self._version = adapter.version
+
+    def base_weights(self) -> BaseWeights:
+        return base_weights(self._engine)
 
     def step(self) -> list[Completion]:
         while self._waiting and len(self._running) < self._options.max_num_seqs:
@@ -144,6 +160,8 @@ def _start(options: VllmOptions, layout: AdapterLayout) -> Any:
             "enable_chunked_prefill": False,
             "max_num_batched_tokens": max(4096, options.max_model_len),
         }
+    elif options.max_num_batched_tokens is not None:
+        extra["max_num_batched_tokens"] = options.max_num_batched_tokens
     if options.quantization == "nf4":
         extra |= {"quantization": "bitsandbytes", "load_format": "bitsandbytes"}
     return LLMEngine.from_engine_args(
@@ -157,10 +175,13 @@ def _start(options: VllmOptions, layout: AdapterLayout) -> Any:
             max_model_len=options.max_model_len,
             max_num_seqs=options.max_num_seqs,
             kv_cache_memory_bytes=options.kv_cache_bytes,
+            kv_cache_dtype=options.kv_cache_dtype,  # type: ignore[arg-type]
             gpu_memory_utilization=0.05,  # only a start-up check once the cache is given in bytes
             enforce_eager=options.enforce_eager,
             enable_prefix_caching=True,
-            async_scheduling=False,  # an adapter written between two steps must find no step under way
+            # The next step is scheduled while this one computes. An adapter is copied in on the stream that steps are
+            # launched on, so it waits for those under way; their tokens count as sampled by the old version.
+            async_scheduling=options.device != "cpu",
             enable_lora=True,
             max_loras=1,
             max_lora_rank=slot_rank(layout.rank),  # type: ignore[arg-type]

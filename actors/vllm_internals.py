@@ -5,6 +5,7 @@ CPU LoRA kernel. Every function names what it leans on. Knows vLLM 0.25 to 0.33;
 """
 
 import os
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from packaging.version import Version
 
 from actors.engine import AdapterError, check_adapter
+from actors.shared import BaseWeights, Nf4Weight, SharingImpossible
 from actors.types import Adapter, AdapterLayout
 from conf.errors import UsageError
 
@@ -127,6 +129,80 @@ class AdapterSlot:
 def driver_worker(engine: Any) -> Any:
     """The worker of an in-process LLMEngine (world size 1)."""
     return engine.engine_core.engine_core.model_executor.driver_worker.worker
+
+
+def base_weights(engine: Any) -> BaseWeights:
+    """The loaded weights under transformers' names: views into vLLM's own tensors.
+
+    vLLM stacks q, k, v and gate, up along the output dimension (`packed_modules_mapping`, `output_sizes`), hides layers
+    behind `base_layer` where LoRA wraps them, pads the vocabulary, and keeps one QuantState a slice of an nf4 weight
+    (`bnb_quant_state`, `bnb_shard_offsets`). Raises SharingImpossible where a layer holds no plain weight.
+    """
+    model = driver_worker(engine).model_runner.model
+    found: BaseWeights = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        parent, _, leaf = path.removesuffix(".base_layer").rpartition(".")
+        slices = model.packed_modules_mapping.get(leaf, [leaf])
+        for kind, parameter in module.named_parameters(recurse=False):
+            if parameter.numel() == 0:
+                raise SharingImpossible(f"vLLM keeps the weights of {path} in a layout of its own")
+            names = [f"{parent}.{one}.{kind}" if parent else f"{one}.{kind}" for one in slices]
+            states = getattr(parameter, "bnb_quant_state", None)
+            if states is not None:
+                offsets = parameter.bnb_shard_offsets.tolist()
+                for i, name in enumerate(names):
+                    found[name] = Nf4Weight(parameter.data[offsets[i] : offsets[i + 1]], states[i])
+            elif hasattr(module, "org_vocab_size"):
+                found[names[0]] = parameter.data[: module.org_vocab_size]
+            else:
+                sizes = module.output_sizes if len(names) > 1 else [len(parameter)]
+                found |= zip(names, parameter.data.split(sizes), strict=True)
+    return found
+
+
+def keep_cpu_weights() -> None:
+    """Let the CPU build compute with the weights as they were loaded, instead of repacking them for oneDNN.
+
+    `dispatch_cpu_unquantized_gemm` frees the plain weights after repacking, so that nobody else could use them.
+    """
+    from vllm import _custom_ops
+    from vllm.model_executor.layers import utils
+
+    _custom_ops._supports_onednn = False
+    utils.check_cpu_sgl_kernel = lambda *_: False
+
+
+def keep_in_16bit(modules: Sequence[str]) -> None:
+    """Name the layers that vLLM's in-flight nf4 quantisation leaves alone (`BitsAndBytesConfig.llm_int8_skip_modules`).
+
+    Checkpoints that are quantised already bring their own list, which stays.
+    """
+    config = _bitsandbytes_config()
+    stock = config.__dict__.get("_epiphany_stock", config.__init__)
+    fused = {"q_proj": "qkv_proj", "k_proj": "qkv_proj", "v_proj": "qkv_proj", "gate_proj": "gate_up_proj",
+             "up_proj": "gate_up_proj"}  # fmt: skip
+    names = {name for m in modules for name in (m, m.rpartition(".")[0] + "." + fused.get(m.split(".")[-1], ""))}
+
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        stock(self, *args, **kwargs)
+        self.llm_int8_skip_modules = [*self.llm_int8_skip_modules, *sorted(names)]
+
+    config._epiphany_stock = stock
+    config.__init__ = __init__
+
+
+def _bitsandbytes_config() -> Any:
+    """vLLM's class up to 0.27, the plugin's after. Raises EngineUnavailable if there is neither."""
+    try:
+        from vllm.model_executor.layers.quantization.bitsandbytes import BitsAndBytesConfig
+    except ImportError:
+        try:
+            from vllm_bnb_plugin.quantization.config import BitsAndBytesConfig
+        except ImportError as error:
+            raise EngineUnavailable(
+                "this vLLM needs the package vllm-bnb-plugin for nf4; install it, or use vllm<0.28"
+            ) from error
+    return BitsAndBytesConfig
 
 
 def sampled_counts(engine: Any) -> dict[str, int]:

@@ -12,10 +12,8 @@ from typing import Any
 
 import torch
 
-from actors.build import build_engine, build_machine, build_model_source
 from actors.vllm_internals import driver_worker
-from benchmarks.common import report, settings_from
-from learner.build import build_learner
+from benchmarks.common import build_workers, report, settings_from
 from learner.checkpoint import save_adapter
 
 REPEATS = 20
@@ -35,10 +33,8 @@ def milliseconds(action: Any) -> float:
 
 def main() -> None:
     settings = settings_from("experiment=quickstart", *sys.argv[1:])
-    machine = build_machine(settings)
-    source, tokenizer = build_model_source(settings)
-    learner = build_learner(settings, machine, source)
-    engine: Any = build_engine(settings, machine, "vllm", source, tokenizer, learner.policy.lora.layout)
+    workers = build_workers(settings)
+    engine, learner = workers.engine, workers.learner
     adapter = learner.adapter()
     engine.load_adapter(adapter)
     in_memory = milliseconds(lambda: engine.load_adapter(adapter))
@@ -49,7 +45,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
 
         def reload() -> None:
-            save_adapter(Path(folder), adapter, base_model=source.path)
+            save_adapter(Path(folder), adapter, base_model=workers.source.path)
             manager.add_adapter(LoRARequest("reloaded", 2, folder, load_inplace=True))
 
         from_disk = milliseconds(reload)

@@ -2,14 +2,20 @@
 
 import json
 import platform
+from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
 import torch
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
+from transformers import PreTrainedTokenizerBase
 
+from actors.build import Machine, build_engine, build_machine, build_model_source, choose_engine
+from actors.models import ModelSource
 from conf.schema import Settings, register
+from learner.build import build_learner, draw
+from learner.learner import Learner
 
 
 def settings_from(*overrides: str) -> Settings:
@@ -17,6 +23,30 @@ def settings_from(*overrides: str) -> Settings:
     register()
     with initialize_config_module("conf", version_base="1.3"):
         return OmegaConf.to_object(compose("config", list(overrides)))  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class Workers:
+    """What a run would have, of one process; `settings` are those that the memory plan has filled."""
+
+    settings: Settings
+    machine: Machine
+    source: ModelSource
+    tokenizer: PreTrainedTokenizerBase
+    engine: Any
+    learner: Learner
+
+
+def build_workers(settings: Settings) -> Workers:
+    """An engine and a learner as a run would build them, the engine with the learner's first adapter."""
+    machine = build_machine(settings)
+    source, tokenizer = build_model_source(settings)
+    blueprint = draw(settings, machine, source)
+    name, _ = choose_engine(blueprint.settings, machine)
+    engine = build_engine(blueprint.settings, machine, name, source, tokenizer, blueprint.layout)
+    learner, _ = build_learner(blueprint, machine, source, engine=engine)
+    engine.load_adapter(learner.adapter())
+    return Workers(blueprint.settings, machine, source, tokenizer, engine, learner)
 
 
 def report(**result: Any) -> None:

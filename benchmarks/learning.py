@@ -9,10 +9,8 @@ import statistics
 
 from rich.console import Console
 
-from actors.build import build_engine, build_machine, build_model_source, choose_engine
-from benchmarks.common import report, settings_from
+from benchmarks.common import build_workers, report, settings_from
 from launch import Stop, train
-from learner.build import build_learner
 from report import metrics
 from session import Session
 
@@ -41,11 +39,7 @@ def main() -> None:
     arguments, overrides = parser.parse_known_args()
     first = settings_from("experiment=sums", *overrides)
     first.data.max_prompt_tokens = 128
-    machine = build_machine(first)
-    source, tokenizer = build_model_source(first)
-    layout = build_learner(first, machine, source).policy.lora.layout
-    name, _ = choose_engine(first, machine)
-    engine = build_engine(first, machine, name, source, tokenizer, layout)
+    engine = build_workers(first).engine
     for run in arguments.runs:
         for seed in arguments.seeds if run.startswith("sums") else arguments.seeds[:1]:
             folder = f"runs/learning/{run}-{seed}"

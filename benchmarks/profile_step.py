@@ -15,18 +15,13 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from actors.build import (
-    build_engine,
-    build_machine,
-    build_model_source,
     build_prompts,
     build_rows,
-    choose_engine,
 )
 from actors.rollout import RolloutWorker
 from actors.schema import to_batch
 from actors.types import Group, Sampling, Score
-from benchmarks.common import settings_from
-from learner.build import build_learner
+from benchmarks.common import build_workers, settings_from
 
 
 def rollout(worker: RolloutWorker, prompts: list) -> list[Group]:
@@ -44,15 +39,12 @@ def scored(group: Group) -> Group:
 
 def main() -> None:
     settings = settings_from("experiment=sums", *sys.argv[1:])
-    machine = build_machine(settings)
-    source, tokenizer = build_model_source(settings)
-    prompts = build_prompts(settings, *build_rows(settings), tokenizer)
-    learner = build_learner(settings, machine, source)
-    learner.policy.lora.flat.detach()[learner.policy.lora.layout.start_of_b :].normal_(0, 1e-4)
     started = time.monotonic()
-    name, _ = choose_engine(settings, machine)
-    engine = build_engine(settings, machine, name, source, tokenizer, learner.policy.lora.layout)
+    workers = build_workers(settings)
     start_seconds = time.monotonic() - started
+    settings, machine, engine, learner = workers.settings, workers.machine, workers.engine, workers.learner
+    prompts = build_prompts(settings, *build_rows(settings), workers.tokenizer)
+    learner.policy.lora.flat.detach()[learner.policy.lora.layout.start_of_b :].normal_(0, 1e-4)
     engine.load_adapter(learner.adapter())
     sampling = Sampling(settings.sampling.temperature, settings.sampling.max_tokens)
     worker = RolloutWorker(engine, sampling, group_size=settings.algorithm.group_size, seed=0)

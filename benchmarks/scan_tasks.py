@@ -8,20 +8,15 @@ import re
 import sys
 
 from actors.build import (
-    build_engine,
-    build_machine,
-    build_model_source,
     build_prompts,
     build_reward_worker,
     build_rows,
-    choose_engine,
 )
 from actors.rollout import RolloutWorker
 from actors.sources import DataError
 from actors.types import Sampling
-from benchmarks.common import settings_from
+from benchmarks.common import build_workers, settings_from
 from conf.schema import Settings
-from learner.build import build_learner
 from report.evaluation import accuracy, best_constant
 from rewards.answers import plain_number
 
@@ -58,12 +53,9 @@ def settings_for(task: str, options: str, reward: str) -> Settings:
 
 def main() -> None:
     first = settings_for("chain_sum", "{}", "numeric")
-    machine = build_machine(first)
-    source, tokenizer = build_model_source(first)
-    layout = build_learner(first, machine, source).policy.lora.layout
-    name, _ = choose_engine(first, machine)
-    engine = build_engine(first, machine, name, source, tokenizer, layout)
-    worker = RolloutWorker(engine, Sampling(1.0, 32), group_size=4, seed=0)
+    workers = build_workers(first)
+    tokenizer = workers.tokenizer
+    worker = RolloutWorker(workers.engine, Sampling(1.0, 32), group_size=4, seed=0)
     for task, options in candidates(sys.argv[1:]):
         try:
             rows, _ = build_rows(settings_for(task, options, "gym"))

@@ -14,15 +14,19 @@ from conf.schema import GROUPS, Settings
 NAMES = {
     "algorithm.name": ("grpo",),
     "engine.name": ("auto", "vllm", "transformers"),
+    "engine.share_weights": ("auto", "always", "never"),
+    "engine.kv_cache_dtype": ("auto", "fp8"),
     "hardware.device": ("auto", "cpu", "cuda"),
+    "learner.optimizer": ("adamw", "adamw8bit"),
     "model.dtype": ("auto", "float32", "bfloat16", "float16"),
     "model.quantization": ("none", "nf4"),
     "runtime.name": ("local",),
 }
-# Each key with the least value that makes sense.
+# Each key with the least value that makes sense; null leaves the choice to the memory plan.
 LEAST: dict[str, float] = {
     "algorithm.prompts_per_step": 1, "algorithm.group_size": 2, "data.held_out": 1, "data.max_prompt_tokens": 1,
-    "data.max_bad_rows": 0, "sampling.max_tokens": 1, "engine.max_num_seqs": 1, "evaluation.every": 0,
+    "data.max_bad_rows": 0, "sampling.max_tokens": 1, "engine.max_num_seqs": 1, "engine.max_num_batched_tokens": 1,
+    "hardware.vram_gib": 1, "evaluation.every": 0,
     "evaluation.samples": 0, "learner.micro_batch_tokens": 1, "learner.logit_chunk_tokens": 1, "learner.warmup_steps": 0,
     "learner.weight_decay": 0, "model.lora.rank": 1, "reward.workers": 1, "run.steps": 1, "run.checkpoint_every": 1,
     "run.keep_checkpoints": 1, "runtime.max_staleness": 0, "algorithm.kl_coefficient": 0,
@@ -38,7 +42,7 @@ def check_settings(settings: Settings) -> None:
         if (value := _get(settings, key)) not in names:
             wrong.append(f"{key}={value}: choose {', '.join(names)}")
     for key, least in LEAST.items():
-        if (value := _get(settings, key)) < least:
+        if (value := _get(settings, key)) is not None and value < least:
             wrong.append(f"{key}={value}: must be at least {least:g}")
     wrong += [f"{key}={_get(settings, key)}: must be over 0" for key in POSITIVE if not _get(settings, key) > 0]
     if settings.algorithm.group_size < 2:

@@ -33,8 +33,11 @@ class ModelSettings:
     package: str | None = None
     # float32, bfloat16, float16, or auto (float32 on a CPU; bfloat16 on a GPU that has it, else float16).
     dtype: str = "auto"
-    # none, or nf4 (QLoRA through bitsandbytes).
+    # none (the weights as they are: a bitsandbytes checkpoint stays 4-bit), or nf4 (QLoRA through bitsandbytes).
     quantization: str = "none"
+    # Linear layers that nf4 leaves in 16 bit, as patterns of their names: ["model.layers.0.*", "*.down_proj"].
+    # Layers that the engine fuses (q, k, v; gate, up) stay together.
+    keep_16bit: list[str] = field(default_factory=list)
     # A Jinja chat template (text or file) in place of the tokenizer's own.
     chat_template: str | None = None
     trust_remote_code: bool = False
@@ -113,10 +116,17 @@ class LearnerSettings:
     max_grad_norm: float = 1.0
     adam_beta1: float = 0.9
     adam_beta2: float = 0.999
-    # Tokens of one packed micro-batch, and tokens whose logits exist at one time.
-    micro_batch_tokens: int = 8192
-    logit_chunk_tokens: int = 1024
-    gradient_checkpointing: bool = False
+    # adamw, or adamw8bit (bitsandbytes: moments in one byte each).
+    optimizer: str = "adamw"
+    # Tokens of one packed micro-batch, and tokens whose logits exist at one time. Null: the memory plan decides, here
+    # and below (without a GPU: 8,192, 1,024, false and false).
+    micro_batch_tokens: int | None = None
+    logit_chunk_tokens: int | None = None
+    # Compute activations again in backward, and keep what that needs in the host's memory.
+    gradient_checkpointing: bool | None = None
+    offload_activations: bool | None = None
+    # liger-kernel's fused norms, rotary embedding and SwiGLU, where it is installed and knows the model.
+    fused_kernels: bool = True
 
 
 @dataclass
@@ -125,9 +135,15 @@ class EngineSettings:
 
     # vllm, transformers, or auto (vLLM where it runs).
     name: str = "auto"
-    max_num_seqs: int = 64
+    # One copy of the base weights for engine and learner: auto (where it can be), always (or stop), never.
+    share_weights: str = "auto"
+    # Sequences in flight, and tokens of one engine step. Null: the memory plan decides (without a GPU: 64, vLLM's own).
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
     # Null sizes the cache for max_num_seqs sequences of full length.
     kv_cache_gib: float | None = None
+    # auto (the model's), or fp8: half the cache, for a larger difference between engine and learner.
+    kv_cache_dtype: str = "auto"
     # Repeatable samples whatever shares the batch; null: on for the CPU, off for a GPU, where they cost speed.
     per_request_seeds: bool | None = None
     # Skip compilation and CUDA graphs; null: on for the CPU only.
@@ -157,6 +173,8 @@ class HardwareSettings:
     """What this process runs on: cpu, cuda, or auto."""
 
     device: str = "auto"
+    # The most that this process may take of the card, CUDA context included. Null: what is free, less a tenth.
+    vram_gib: float | None = None
     # Threads of torch and vLLM on the CPU; null takes the cores this process may use.
     threads: int | None = None
 

@@ -1,23 +1,86 @@
-"""From settings to a Learner."""
+"""From settings to a Learner: first what fits, then the model with the engine's weights or its own."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from transformers import PreTrainedModel
 
 from actors.build import Machine, lora_arguments
-from actors.models import ModelSource, load_base_model
+from actors.engine import Engine
+from actors.lora import adapter_layout
+from actors.models import ModelSource, load_base_model, stored_quantization
+from actors.shared import SharesWeights, SharingImpossible, attach, build_skeleton, kept_in_16bit
+from actors.types import AdapterLayout
 from conf.schema import Settings
+from learner import memory
 from learner.attention import NAME
 from learner.learner import Learner
 from learner.objectives import OBJECTIVES
 from learner.policy import Policy
 
 
-def build_learner(settings: Settings, machine: Machine, source: ModelSource) -> Learner:
-    """The learner at version 0, with weights of its own."""
-    model, learner = settings.model, settings.learner
-    base = load_base_model(
-        source, dtype=machine.dtype, device=machine.device, quantization=model.quantization,
-        trust_remote_code=model.trust_remote_code, attention=NAME,
-    )  # fmt: skip
+@dataclass(frozen=True)
+class Blueprint:
+    """What is settled before anything loads: `settings` without nulls of the memory plan, the model's structure, the
+    adapter's layout, and `notes` for the user."""
+
+    settings: Settings
+    skeleton: PreTrainedModel
+    layout: AdapterLayout
+    notes: list[str]
+
+
+def draw(settings: Settings, machine: Machine, source: ModelSource) -> Blueprint:
+    """Settle what the memory plan decides and hold torch's allocator to it. Raises MemoryPlanError."""
+    model = replace(settings.model, quantization=stored_quantization(source) or settings.model.quantization)
+    settings = replace(settings, model=model)
+    skeleton = build_skeleton(source, dtype=machine.dtype, trust_remote_code=model.trust_remote_code, attention=NAME)
+    kept = kept_in_16bit(skeleton, model.keep_16bit)
+    settings = replace(settings, model=replace(model, keep_16bit=sorted(kept)))
+    layout = adapter_layout(skeleton, **lora_arguments(settings))
+    if machine.device != "cuda":
+        return Blueprint(memory.without_gpu(settings), skeleton, layout, [])
+    free, total = torch.cuda.mem_get_info()
+    limit = settings.hardware.vram_gib
+    budget = int(0.9 * free) if limit is None else min(int(limit * memory.GIB), free)
+    shape = memory.ModelShape.of(skeleton, layout.size, kept)
+    plan = memory.plan(settings, shape, budget=budget, shared=settings.engine.share_weights != "never")
+    torch.cuda.set_per_process_memory_fraction(plan.allocator_bytes / total)
+    return Blueprint(plan.settings, skeleton, layout, plan.lines())
+
+
+def build_learner(
+    blueprint: Blueprint, machine: Machine, source: ModelSource, *, engine: Engine | None = None
+) -> tuple[Learner, str]:
+    """The learner at version 0, and where its base weights come from: `engine` if it can lend them, or a copy."""
+    settings = blueprint.settings
+    learner = settings.learner
+    assert learner.logit_chunk_tokens is not None
+    base, origin = _base_model(blueprint, machine, source, engine)
     policy = Policy(
         base, lora=lora_arguments(settings), seed=settings.run.seed, temperature=settings.sampling.temperature,
-        logit_chunk_tokens=learner.logit_chunk_tokens, gradient_checkpointing=learner.gradient_checkpointing,
+        logit_chunk_tokens=learner.logit_chunk_tokens, gradient_checkpointing=bool(learner.gradient_checkpointing),
+        offload_activations=bool(learner.offload_activations), fused_kernels=learner.fused_kernels,
     )  # fmt: skip
-    return Learner(policy, OBJECTIVES[settings.algorithm.name](settings.algorithm), learner)
+    return Learner(policy, OBJECTIVES[settings.algorithm.name](settings.algorithm), learner), origin
+
+
+def _base_model(
+    blueprint: Blueprint, machine: Machine, source: ModelSource, engine: Engine | None
+) -> tuple[PreTrainedModel, str]:
+    settings = blueprint.settings
+    share, model = settings.engine.share_weights, settings.model
+    try:
+        if share == "never":
+            raise SharingImpossible("engine.share_weights=never")
+        if not isinstance(engine, SharesWeights):
+            raise SharingImpossible(f"{type(engine).__name__} lends no weights")
+        return attach(blueprint.skeleton, engine.base_weights(), device=machine.device), "shared with the engine"
+    except SharingImpossible as reason:
+        if share == "always":
+            raise
+        base = load_base_model(
+            source, dtype=machine.dtype, device=machine.device, quantization=model.quantization,
+            trust_remote_code=model.trust_remote_code, attention=NAME, keep_16bit=model.keep_16bit,
+        )  # fmt: skip
+        return base, f"a second copy ({reason})"

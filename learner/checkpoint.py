@@ -102,14 +102,18 @@ def load(checkpoint: Checkpoint, learner: Learner) -> None:
     tensors = load_file(checkpoint.folder / "optimizer.safetensors", device=str(learner.policy.device))
     random_state = {name: tensors.pop(name).cpu() for name in ("random_cpu", "random_cuda") if name in tensors}
     if tensors:
-        learner.optimizer.state[learner.policy.lora.flat] = tensors
+        learner.optimizer.state[learner.policy.lora.flat] = {
+            name: int(x) if x.dtype == torch.int64 else x for name, x in tensors.items()
+        }
     torch.set_rng_state(random_state["random_cpu"])
     if "random_cuda" in random_state:
         torch.cuda.set_rng_state(random_state["random_cuda"])
 
 
 def _optimizer_tensors(learner: Learner) -> dict[str, torch.Tensor]:
-    tensors = dict(learner.optimizer.state[learner.policy.lora.flat])
+    state = learner.optimizer.state[learner.policy.lora.flat]
+    # bitsandbytes counts its steps in a plain number.
+    tensors = {name: x if isinstance(x, torch.Tensor) else torch.tensor(x) for name, x in state.items()}
     tensors["random_cpu"] = torch.get_rng_state()
     if learner.policy.device.type == "cuda":
         tensors["random_cuda"] = torch.cuda.get_rng_state()

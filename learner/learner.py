@@ -5,15 +5,19 @@ Knows the policy, the objective and the optimizer; knows neither where the rows 
 
 import dataclasses
 import time
+import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 import torch
 
 from actors.types import Adapter
+from conf.errors import UsageError
 from conf.schema import LearnerSettings
 from learner import kl
 from learner.batch import MicroBatch, Rollouts, micro_batches
+from learner.memory import WITHOUT_GPU
 from learner.objectives import Objective, Prepared, TokenTerms
 from learner.policy import Policy
 
@@ -37,6 +41,14 @@ class StepStats:
     seconds: float = 0.0
 
 
+class OutOfMemory(UsageError):
+    """The learner's step does not fit on the card; the message says what to change."""
+
+
+# float16 gradients of activations vanish under 6e-8: they are computed times this, which falls where it overflows.
+FIRST_LOSS_SCALE = 2.0**16
+
+
 class Learner:
     """Trains `policy` by `objective`; `version` counts the optimizer steps taken."""
 
@@ -45,10 +57,10 @@ class Learner:
         self._policy = policy
         self._objective = objective
         self._settings = settings
-        self._optimizer = torch.optim.AdamW(
-            [policy.lora.flat], lr=settings.learning_rate, betas=(settings.adam_beta1, settings.adam_beta2),
-            weight_decay=settings.weight_decay, fused=True,
-        )  # fmt: skip
+        self._micro_batch_tokens = settings.micro_batch_tokens or WITHOUT_GPU["micro_batch_tokens"]
+        self._has_halved = False
+        self._loss_scale = FIRST_LOSS_SCALE if policy.dtype == torch.float16 else 1.0
+        self._optimizer = _optimizer(policy.lora.flat, settings)
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -68,12 +80,14 @@ class Learner:
         self.version = adapter.version
 
     def step(self, table: pa.Table) -> StepStats:
-        """One optimizer step on every row of `table`. Raises FloatingPointError if the gradient is not finite."""
+        """One optimizer step on every row of `table`.
+
+        Raises FloatingPointError if the gradient is not finite, OutOfMemory if half the micro-batch is still too much;
+        nothing is changed then.
+        """
         start = time.monotonic()
         flat, s = self._policy.lora.flat, self._settings
-        assert flat.grad is not None
-        flat.grad.zero_()
-        stats = self.accumulate(table)
+        stats = self._gradient(table)
         stats.grad_norm = float(torch.nn.utils.clip_grad_norm_([flat], s.max_grad_norm))
         if not stats.grad_norm < float("inf"):
             raise FloatingPointError(
@@ -86,8 +100,43 @@ class Learner:
         stats.seconds = time.monotonic() - start
         return stats
 
+    def _gradient(self, table: pa.Table) -> StepStats:
+        """The gradient of the loss on `table`, in the flat gradient: once more with half the micro-batch where memory
+        runs out, and with a smaller loss scale where float16 overflows."""
+        flat = self._policy.lora.flat
+        assert flat.grad is not None
+        while True:
+            flat.grad.zero_()
+            try:
+                stats = self.accumulate(table)
+            except torch.OutOfMemoryError as error:
+                self._halve(error)
+            else:
+                if self._loss_scale == 1.0:
+                    return stats
+                flat.grad.div_(self._loss_scale)
+                if bool(flat.grad.isfinite().all()):
+                    return stats
+                self._loss_scale = max(1.0, self._loss_scale / 16)
+            if flat.is_cuda:
+                torch.cuda.empty_cache()
+
+    def _halve(self, error: torch.OutOfMemoryError) -> None:
+        if self._has_halved:
+            raise OutOfMemory(
+                f"out of memory with {self._micro_batch_tokens} tokens a micro-batch; set hardware.vram_gib to what this "
+                "process may take, learner.offload_activations=true, or a smaller sampling.max_tokens"
+            ) from error
+        self._has_halved = True
+        self._micro_batch_tokens = max(1, self._micro_batch_tokens // 2)
+        warnings.warn(
+            f"out of memory: this step again, and all from now on, with {self._micro_batch_tokens} tokens a micro-batch",
+            stacklevel=4,
+        )
+
     def accumulate(self, table: pa.Table) -> StepStats:
-        """Add the gradient of the loss on `table` to the flat gradient, micro-batch by micro-batch."""
+        """Add the gradient of the loss on `table`, times the loss scale, to the flat gradient, micro-batch by
+        micro-batch."""
         rollouts = Rollouts.from_table(table)
         prepared = self._objective.prepare(rollouts.rewards_N, rollouts.groups_N, rollouts.lengths_N)
         # A completion without advantage moves nothing, unless the reference pulls on it.
@@ -97,9 +146,7 @@ class Learner:
         rows = moves_N.nonzero()[:, 0].tolist()
         sums: dict[str, torch.Tensor] = {}
         stream_tokens = 0
-        for batch in micro_batches(
-            rollouts, rows, max_tokens=self._settings.micro_batch_tokens, device=self._policy.device
-        ):
+        for batch in micro_batches(rollouts, rows, max_tokens=self._micro_batch_tokens, device=self._policy.device):
             stream_tokens += len(batch.input_ids_S)
             for name, value in self._backward(batch, prepared).items():
                 if name == "mismatch_max":
@@ -129,7 +176,7 @@ class Learner:
                 reference_logprobs_T, _ = self._policy.logprobs(batch)
         policy_logprobs_T, entropy_T = self._policy.logprobs(batch)
         loss = self._objective.loss(terms, policy_logprobs_T, reference_logprobs_T)
-        loss.backward()
+        (loss * self._loss_scale).backward()
         policy_logprobs_T = policy_logprobs_T.detach()
         mismatch_T = (policy_logprobs_T - batch.behavior_logprobs_T).abs()
         sums = {
@@ -143,3 +190,15 @@ class Learner:
         if reference_logprobs_T is not None:
             sums["reference_kl"] = kl.k3(policy_logprobs_T, reference_logprobs_T).sum()
         return sums
+
+
+def _optimizer(flat: torch.nn.Parameter, settings: LearnerSettings) -> torch.optim.Optimizer:
+    arguments: Any = {
+        "lr": settings.learning_rate, "betas": (settings.adam_beta1, settings.adam_beta2),
+        "weight_decay": settings.weight_decay,
+    }  # fmt: skip
+    if settings.optimizer == "adamw8bit":
+        from bitsandbytes.optim import AdamW8bit
+
+        return AdamW8bit([flat], **arguments)
+    return torch.optim.AdamW([flat], fused=True, **arguments)

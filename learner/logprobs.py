@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from learner.softmax import softmax_
+
 
 class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
@@ -24,14 +26,11 @@ class _TokenLogprobs(torch.autograd.Function):
         logprobs, entropies, directions = [], [], []
         for start in range(0, len(targets_T), chunk):
             hidden, targets = hidden_TH[start : start + chunk].to(head_VH.dtype), targets_T[start : start + chunk]
-            logits_TV = (hidden @ head_VH.T).float().div_(temperature)
-            logprobs_TV = logits_TV.sub_(logits_TV.logsumexp(1, keepdim=True))
-            probabilities_TV = logprobs_TV.exp()
-            logprobs.append(logprobs_TV.gather(1, targets[:, None])[:, 0])
-            entropies.append(-torch.linalg.vecdot(probabilities_TV, logprobs_TV))
+            probabilities_TV, logprobs_T, entropy_T = softmax_(hidden @ head_VH.T, targets, temperature=temperature)
+            logprobs.append(logprobs_T)
+            entropies.append(entropy_T)
             if wants_gradient:
-                expected_TH = probabilities_TV.to(head_VH.dtype) @ head_VH
-                directions.append((head_VH[targets] - expected_TH).div_(temperature))
+                directions.append((head_VH[targets] - probabilities_TV @ head_VH).div_(temperature))
         if wants_gradient:
             ctx.save_for_backward(torch.cat(directions).to(hidden_TH.dtype))
         entropy_T = torch.cat(entropies)

@@ -1,10 +1,12 @@
 """The LoRA layers of the policy in as few kernels as there are products.
 
 PEFT's layer casts both matrices, multiplies, scales and adds in separate kernels, and a small model spends its time
-launching them. Here the whole adapter is cast once a forward pass, the scale rides on the products, and backward adds
-straight into the flat gradient. Knows PEFT's layers; knows nothing of models. Suffixes: S stream, R rank.
+launching them. Here the whole adapter is cast once a forward pass, the scale and the sums ride on the products, an nf4
+weight is unpacked where it is used and never kept, and backward adds straight into the flat gradient. Knows PEFT's
+layers; knows nothing of models. Suffixes: S stream, I in, O out, R rank.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,30 +16,44 @@ import torch.nn.functional as F
 from actors.lora import PREFIX, FlatLora
 
 
+@dataclass(frozen=True)
+class _Layer:
+    """A frozen linear layer with its adapter: `weight()` is [O, I] in the compute dtype, `a` [R, I] and `b` [O, R] are
+    the adapter in it, and the gradients are where theirs are added (float32)."""
+
+    weight: Callable[[], torch.Tensor]
+    bias: torch.Tensor | None
+    a: torch.Tensor
+    b: torch.Tensor
+    gradient_a: torch.Tensor
+    gradient_b: torch.Tensor
+    scaling: float
+
+
 class _LoraLinear(torch.autograd.Function):
-    """base(x) + scaling * (x A^T) B^T, where the output of the frozen base layer is given."""
+    """x W^T + bias + scaling * (x A^T) B^T."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: torch.Tensor, base: torch.Tensor, matrices: "_Matrices", _anchor: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, layer: _Layer, _anchor: torch.Tensor) -> torch.Tensor:
         x_SI = x.reshape(-1, x.shape[-1])
-        down_SR = x_SI @ matrices.a.T
+        down_SR = x_SI @ layer.a.T
+        out_SO = F.linear(x_SI, layer.weight(), layer.bias).addmm_(down_SR, layer.b.T, alpha=layer.scaling)
         ctx.save_for_backward(x_SI, down_SR)
-        ctx.matrices, ctx.shape = matrices, x.shape
-        out_SO = torch.addmm(base.reshape(-1, base.shape[-1]), down_SR, matrices.b.T, alpha=matrices.scaling)
-        return out_SO.view(base.shape)
+        ctx.layer, ctx.shape = layer, x.shape
+        return out_SO.view(*x.shape[:-1], -1)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor, None, None]:
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, None, None]:
         x_SI, down_SR = ctx.saved_tensors
-        m, (gradient,) = ctx.matrices, gradients
+        layer, gradient = ctx.layer, gradients[0]
         gradient_SO = gradient.reshape(-1, gradient.shape[-1])
-        up_SR = gradient_SO @ m.b
-        _accumulate(m.gradient_a, up_SR, x_SI, m.scaling)
-        _accumulate(m.gradient_b, gradient_SO, down_SR, m.scaling)
-        to_x = (up_SR @ m.a).mul_(m.scaling).view(ctx.shape) if ctx.needs_input_grad[0] else None
-        return to_x, gradient, None, None
+        up_SR = gradient_SO @ layer.b
+        _accumulate(layer.gradient_a, up_SR, x_SI, layer.scaling)
+        _accumulate(layer.gradient_b, gradient_SO, down_SR, layer.scaling)
+        if not ctx.needs_input_grad[0]:
+            return None, None, None
+        to_x_SI = (gradient_SO @ layer.weight()).addmm_(up_SR, layer.a, alpha=layer.scaling)
+        return to_x_SI.view(ctx.shape), None, None
 
 
 def _accumulate(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor, scaling: float) -> None:
@@ -46,17 +62,6 @@ def _accumulate(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor, sc
         total.addmm_(left.T, right, alpha=scaling)
     else:
         total.add_(left.T @ right, alpha=scaling)
-
-
-@dataclass(frozen=True)
-class _Matrices:
-    """A [R, in] and B [out, R] of one layer in the compute dtype, and where their gradients go."""
-
-    a: torch.Tensor
-    b: torch.Tensor
-    gradient_a: torch.Tensor
-    gradient_b: torch.Tensor
-    scaling: float
 
 
 class FastLora:
@@ -72,9 +77,10 @@ class FastLora:
         for entry in lora.layout.entries:
             views.setdefault(entry.module, []).extend(entry.view(x) for x in (self._compute, gradient))
         for name, (a, gradient_a, b, gradient_b) in views.items():
-            matrices = _Matrices(a, b, gradient_a, gradient_b, lora.layout.scaling)
-            layer: Any = lora.model.get_submodule(PREFIX + name)
-            layer.forward = _forward(layer, matrices, lora.flat)
+            peft_layer: Any = lora.model.get_submodule(PREFIX + name)
+            base = peft_layer.base_layer
+            layer = _Layer(_weight(base, dtype), base.bias, a, b, gradient_a, gradient_b, lora.layout.scaling)
+            peft_layer.forward = _forward(peft_layer, layer, lora.flat)
 
     def refresh(self) -> None:
         """Cast the adapter as it is now."""
@@ -82,13 +88,20 @@ class FastLora:
             self._compute.copy_(self._lora.flat.detach())
 
 
-def _forward(layer: Any, matrices: _Matrices, anchor: torch.Tensor) -> Any:
-    base = layer.base_layer
-    is_plain = type(base) is torch.nn.Linear
+def _weight(base: Any, dtype: torch.dtype) -> Callable[[], torch.Tensor]:
+    state = getattr(base.weight, "quant_state", None)
+    if state is None:
+        return lambda: base.weight
+    from bitsandbytes.functional import dequantize_4bit
 
+    return lambda: dequantize_4bit(base.weight.data, state).to(dtype)
+
+
+def _forward(peft_layer: Any, layer: _Layer, anchor: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
     def forward(x: torch.Tensor) -> torch.Tensor:
-        result = F.linear(x, base.weight, base.bias) if is_plain else base(x)
+        if peft_layer.disable_adapters:
+            return F.linear(x, layer.weight(), layer.bias)
         # The anchor requires a gradient, so that the layer takes part in backward even where x does not.
-        return result if layer.disable_adapters else _LoraLinear.apply(x, result, matrices, anchor)  # type: ignore[return-value]
+        return _LoraLinear.apply(x, layer, anchor)  # type: ignore[return-value]
 
     return forward

@@ -12,8 +12,10 @@ from transformers import PreTrainedModel
 from actors.lora import FlatLora
 from actors.models import ModelError
 from learner.batch import MicroBatch
+from learner.fused import fuse
 from learner.logprobs import token_logprobs
 from learner.lora_linear import FastLora
+from learner.offload import Offload
 
 UNSUPPORTED = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 
@@ -27,13 +29,15 @@ class Policy:
 
     def __init__(
         self, model: PreTrainedModel, *, lora: dict, seed: int, temperature: float, logit_chunk_tokens: int,
-        gradient_checkpointing: bool,
+        gradient_checkpointing: bool, offload_activations: bool = False, fused_kernels: bool = True,
     ) -> None:  # fmt: skip
         changed = [name for name in UNSUPPORTED if getattr(model.config, name, None) not in (None, 1.0)]
         if changed:
             raise ModelError(
                 f"{type(model).__name__} changes its logits ({', '.join(changed)}), which the learner does not do"
             )
+        if fused_kernels:
+            fuse(model)
         if gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         self.lora = FlatLora(model, **lora, seed=seed)
@@ -41,6 +45,7 @@ class Policy:
         self._head_VH = model.get_output_embeddings().weight  # type: ignore[union-attr]
         self._temperature = temperature
         self._chunk = logit_chunk_tokens
+        self._offload = Offload() if offload_activations else None
         self._fast_lora = FastLora(self.lora, self._head_VH.dtype)
         model.train(gradient_checkpointing)  # checkpointing is active in training mode only; there is no dropout
 
@@ -48,15 +53,20 @@ class Policy:
     def device(self) -> torch.device:
         return self.lora.flat.device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What activations are computed in."""
+        return self._head_VH.dtype
+
     def logprobs(self, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probability and entropy (nats, float32 [T]) of each completion token."""
         self._fast_lora.refresh()
-        output = self._decoder(
-            input_ids=batch.input_ids_S[None],
-            position_ids=batch.positions_S[None],
-            use_cache=False,
-            packing=batch.packing,
-        )
+        one_layer = len(batch.input_ids_S) * self._head_VH.shape[1] * self._head_VH.element_size()
+        with self._offload.saving(min_bytes=one_layer) if self._offload else contextlib.nullcontext():
+            output = self._decoder(
+                input_ids=batch.input_ids_S[None], position_ids=batch.positions_S[None], use_cache=False,
+                packing=batch.packing,
+            )  # fmt: skip
         hidden_TH = output.last_hidden_state[0].index_select(0, batch.hidden_index_T)
         return token_logprobs(
             hidden_TH, self._head_VH, batch.targets_T, temperature=self._temperature, chunk=self._chunk

@@ -10,6 +10,7 @@ import torch
 from actors.engine import AdapterError, Engine
 from actors.models import ModelSource, end_of_sequence_ids, kv_bytes_per_token, load_base_model, load_tokenizer
 from actors.rollout import RolloutWorker
+from actors.shared import attach, build_skeleton, weights_of
 from actors.transformers_engine import TransformersEngine
 from actors.types import Adapter, AdapterEntry, AdapterLayout, Completion, Prompt, Request, Sampling
 from conf.schema import AlgorithmSettings, LearnerSettings, LoraSettings
@@ -76,8 +77,8 @@ def vllm(real: tuple[ModelSource, Any, Policy]) -> Bench:
     source, tokenizer, policy = real
     options = VllmOptions(
         model_path=source.path, revision=None, dtype="float32", quantization="none", device="cpu", threads=2,
-        max_model_len=320, max_num_seqs=8, kv_cache_bytes=kv_bytes_per_token(source, "float32") * 9 * 352,
-        enforce_eager=True, per_request_seeds=True, seed=0, trust_remote_code=False,
+        max_model_len=320, max_num_seqs=8, kv_cache_bytes=kv_bytes_per_token(source, "auto", "float32") * 9 * 352,
+        enforce_eager=True, per_request_seeds=True, seed=0, trust_remote_code=False, share_weights=True,
     )  # fmt: skip
     eos = end_of_sequence_ids(source, tokenizer)
     return Bench(
@@ -194,7 +195,26 @@ def test_base_requests_beside_the_adapters_get_the_base_model(vllm: Bench):
     assert vllm.sample(temperature=0.0, count=1)[0].token_ids == adapted.token_ids
 
 
-@pytest.mark.parametrize("name", ["oracle", "vllm"])
+@pytest.fixture(scope="module")
+def shared(vllm: Bench, real: tuple[ModelSource, Any, Policy]) -> Bench:
+    """vLLM, and a policy over vLLM's own weights."""
+    source, tokenizer, _ = real
+    skeleton = build_skeleton(source, dtype="float32", trust_remote_code=False, attention=NAME)
+    model = attach(skeleton, vllm.engine.base_weights(), device="cpu")  # type: ignore[attr-defined]
+    policy = Policy(model, lora=LORA, seed=0, temperature=1.0, logit_chunk_tokens=256, gradient_checkpointing=False)
+    return Bench("shared", vllm.engine, policy, tokenizer)
+
+
+def test_the_lent_weights_are_the_models(shared: Bench, real: tuple[ModelSource, Any, Policy]):
+    own, lent = (weights_of(policy.lora.model) for policy in (real[2], shared.policy) if policy)
+    assert own.keys() == lent.keys()
+    for name, tensor in own.items():
+        torch.testing.assert_close(lent[name], tensor, atol=0, rtol=0)
+    engine = shared.engine.base_weights()  # type: ignore[attr-defined]
+    assert all(tensor.data_ptr() == engine[name].data_ptr() for name, tensor in lent.items())
+
+
+@pytest.mark.parametrize("name", ["oracle", "vllm", "shared"])
 def test_engine_and_learner_agree_before_and_after_updates(name: str, request: pytest.FixtureRequest):
     """Mean |difference| of log-probabilities <= 1e-3 in float32, with a warm prefix cache and prompts of many blocks.
 

@@ -53,7 +53,7 @@ def test_engine_and_learner_agree_in_bf16(smollm2: str, capfd: pytest.CaptureFix
     learner = Learner(policy, GRPO(AlgorithmSettings()), LearnerSettings(learning_rate=5e-4))
     options = VllmOptions(
         model_path=smollm2, revision=None, dtype="bfloat16", quantization="none", device="cuda", threads=8,
-        max_model_len=512, max_num_seqs=64, kv_cache_bytes=kv_bytes_per_token(source, "bfloat16") * 64 * 544,
+        max_model_len=512, max_num_seqs=64, kv_cache_bytes=kv_bytes_per_token(source, "auto", "bfloat16") * 64 * 544,
         enforce_eager=False, per_request_seeds=False, seed=0, trust_remote_code=False,
     )  # fmt: skip
     engine = VllmEngine(

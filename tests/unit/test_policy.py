@@ -9,8 +9,8 @@ from actors.lora import FlatLora
 from actors.models import ModelSource, load_base_model
 from conf.schema import AlgorithmSettings, LearnerSettings
 from learner.attention import NAME
-from learner.batch import Rollouts, micro_batches
-from learner.learner import Learner
+from learner.batch import MicroBatch, Rollouts, micro_batches
+from learner.learner import Learner, OutOfMemory
 from learner.objectives import GRPO
 from learner.policy import Policy
 from tests.rollouts import group, table
@@ -23,11 +23,16 @@ LORA = {
 
 
 def make_policy(
-    folder: Path, *, temperature: float = 1.0, checkpointing: bool = False, quantization: str = "none"
+    folder: Path,
+    *,
+    temperature: float = 1.0,
+    checkpointing: bool = False,
+    quantization: str = "none",
+    dtype: str = "float32",
 ) -> Policy:
     source = ModelSource(str(folder), None, "test")
     model = load_base_model(
-        source, dtype="float32", device="cpu", quantization=quantization, trust_remote_code=False, attention=NAME
+        source, dtype=dtype, device="cpu", quantization=quantization, trust_remote_code=False, attention=NAME
     )
     policy = Policy(
         model, lora=LORA, seed=0, temperature=temperature, logit_chunk_tokens=5, gradient_checkpointing=checkpointing
@@ -164,3 +169,51 @@ def test_nf4_base_learns(smollm2: str):
     assert 0 < difference < 1.5
     one = Learner(quantised, GRPO(AlgorithmSettings()), LearnerSettings())
     assert one.step(rows).grad_norm > 0
+
+
+def test_out_of_memory_halves_the_micro_batch_once_and_says_so(tiny_model: Path):
+    one, whole = learner(tiny_model, micro_batch_tokens=26), learner(tiny_model, micro_batch_tokens=13)
+    stock, sizes = one.policy.logprobs, []
+
+    def logprobs(batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        sizes.append(len(batch.input_ids_S))
+        if len(sizes) == 2:  # some of the gradient has been added by then
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return stock(batch)
+
+    one.policy.logprobs = logprobs
+    with pytest.warns(UserWarning, match="with 13 tokens a micro-batch"):
+        stats = one.step(a_table())
+    assert stats.grad_norm == pytest.approx(whole.step(a_table()).grad_norm, rel=1e-6)
+    torch.testing.assert_close(one.policy.lora.flat, whole.policy.lora.flat)
+    before = one.policy.lora.flat.detach().clone()
+    sizes.clear()
+    with pytest.raises(OutOfMemory, match=r"hardware\.vram_gib"):
+        one.step(a_table())
+    torch.testing.assert_close(one.policy.lora.flat, before, atol=0, rtol=0)
+    assert one.version == 1
+
+
+def test_float16_gradients_are_scaled_and_overflow_is_survived(tiny_model: Path):
+    half = make_policy(tiny_model, dtype="float16")
+    one = Learner(half, GRPO(AlgorithmSettings()), LearnerSettings())
+    assert one._loss_scale > 1
+    one._loss_scale = 2.0**40  # overflows
+    one.step(a_table())
+    assert one._loss_scale < 2.0**40
+    exact = learner(tiny_model)
+    exact.step(a_table())
+    difference = (half.lora.flat.grad - exact.policy.lora.flat.grad).norm() / exact.policy.lora.flat.grad.norm()
+    assert difference < 1e-2
+
+
+def test_the_8_bit_optimizer_moves_as_the_plain_one_does(tiny_model: Path):
+    moves = []
+    for name in ("adamw", "adamw8bit"):
+        settings = LearnerSettings(learning_rate=1e-3, optimizer=name)
+        one = Learner(make_policy(tiny_model), GRPO(AlgorithmSettings()), settings)
+        before = one.policy.lora.flat.detach().clone()
+        for _ in range(3):
+            one.step(a_table())
+        moves.append(one.policy.lora.flat.detach() - before)
+    assert ((moves[1] - moves[0]).norm() / moves[0].norm()) < 0.1

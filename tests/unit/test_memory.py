@@ -1,0 +1,113 @@
+"""The memory plan: what it counts, what it chooses, and how it refuses."""
+
+from dataclasses import replace
+
+import pytest
+
+from benchmarks.common import settings_from
+from conf.schema import Settings
+from learner.memory import GIB, MemoryPlanError, ModelShape, plan, without_gpu
+
+# Qwen2.5-1.5B and an adapter of rank 16 on all its linear layers.
+QWEN = ModelShape(
+    layers=28, hidden=1536, intermediate=8960, queries=1536, keys=256, vocabulary=151936, linear=1_310_195_712,
+    largest_linear=13_762_560, other=233_518_592, lora=18_464_768,
+)  # fmt: skip
+
+
+def settings(*overrides: str) -> Settings:
+    return settings_from("experiment=none", "data=file", "data.source=x.jsonl", *overrides)
+
+
+WORK = (
+    "algorithm.prompts_per_step=8",
+    "algorithm.group_size=8",
+    "sampling.max_tokens=512",
+    "data.max_prompt_tokens=128",
+)
+
+
+def test_parts_are_what_a_hand_counts():
+    found = plan(settings(*WORK), QWEN, budget=130 * GIB, shared=True)
+    # 1.5437e9 weights of 2 bytes; 18.46e6 x (4 + 4 + 8 + 3 x 2); 28 layers x 2 x 256 x 2 bytes x 65 x (640 + 32) tokens.
+    assert found.parts["base weights"] == 2 * (1_310_195_712 + 233_518_592)
+    assert found.parts["adapter, gradient and optimizer"] == 18_464_768 * 22
+    assert found.parts["key-value cache"] == 28_672 * 65 * 672
+    assert found.total <= 130 * GIB
+    two = plan(settings(*WORK), QWEN, budget=130 * GIB, shared=False)
+    assert two.parts["base weights (two copies)"] == 2 * found.parts["base weights"]
+
+
+def test_nf4_takes_half_a_byte_and_a_scale_for_64():
+    assert QWEN.weights("nf4") == 1_310_195_712 // 2 + 1_310_195_712 // 16 + 2 * 233_518_592
+
+
+def test_a_large_card_keeps_everything_and_a_small_one_recomputes():
+    large = plan(settings(*WORK), QWEN, budget=130 * GIB, shared=True).settings
+    assert (large.engine.max_num_seqs, large.learner.gradient_checkpointing) == (64, False)
+    small = plan(settings(*WORK, "hardware=7gb", "model.quantization=nf4"), QWEN, budget=7 * GIB, shared=True).settings
+    assert small.learner.gradient_checkpointing
+    assert small.learner.micro_batch_tokens < large.learner.micro_batch_tokens
+    assert small.learner.logit_chunk_tokens < large.learner.logit_chunk_tokens
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+@pytest.mark.parametrize("gib", [5, 7, 7.4, 11.2, 14.4, 22.4, 44, 76])
+def test_every_plan_stays_under_its_budget(quantization: str, gib: float):
+    for max_tokens in (64, 1024):
+        wanted = settings(*WORK, f"model.quantization={quantization}", f"sampling.max_tokens={max_tokens}")
+        try:
+            found = plan(wanted, QWEN, budget=int(gib * GIB), shared=True)
+        except MemoryPlanError:
+            assert quantization == "none" and gib == 5
+            continue
+        assert found.total <= gib * GIB
+        assert found.settings.engine.max_num_seqs >= 1
+        assert found.allocator_bytes < gib * GIB
+
+
+def test_what_the_user_sets_is_kept():
+    chosen = ("engine.max_num_seqs=12", "learner.micro_batch_tokens=3000", "learner.gradient_checkpointing=true")
+    found = plan(settings(*WORK, *chosen), QWEN, budget=130 * GIB, shared=True).settings
+    assert found.engine.max_num_seqs == 12
+    assert found.learner.micro_batch_tokens == 3000
+    assert found.learner.gradient_checkpointing is True
+    assert found.learner.offload_activations is False
+
+
+def test_staleness_wants_as_many_sequences_as_may_be_in_flight():
+    found = plan(settings(*WORK, "runtime.max_staleness=2"), QWEN, budget=130 * GIB, shared=True).settings
+    assert found.engine.max_num_seqs == 192
+
+
+def test_a_budget_that_is_too_small_says_by_how_much_and_what_would_fit():
+    with pytest.raises(MemoryPlanError) as caught:
+        plan(settings(*WORK), QWEN, budget=int(3.5 * GIB), shared=True)
+    message = str(caught.value)
+    assert "3.50 GiB cannot hold this run" in message and "too much" in message
+    assert "model.quantization=nf4: " in message and "fits" in message
+    assert "base weights" in message
+    # What it says fits does fit.
+    fits = plan(settings(*WORK, "model.quantization=nf4"), QWEN, budget=int(3.5 * GIB), shared=True)
+    assert fits.total <= 3.5 * GIB
+
+
+def test_the_knobs_that_take_less_take_less():
+    base = settings(*WORK, "engine.max_num_seqs=64")
+    for change in ("learner.optimizer=adamw8bit", "engine.kv_cache_dtype=fp8"):
+        less = settings(*WORK, "engine.max_num_seqs=64", change)
+        assert (
+            plan(less, QWEN, budget=90 * GIB, shared=True).total < plan(base, QWEN, budget=90 * GIB, shared=True).total
+        )
+    few = plan(replace(base, runtime=replace(base.runtime, max_staleness=1)), QWEN, budget=90 * GIB, shared=True)
+    assert few.settings.engine.max_num_seqs == 64
+
+
+def test_without_a_gpu_every_null_is_filled():
+    found = without_gpu(settings())
+    assert (found.engine.max_num_seqs, found.learner.micro_batch_tokens, found.learner.logit_chunk_tokens) == (
+        64,
+        8192,
+        1024,
+    )
+    assert found.learner.gradient_checkpointing is False and found.learner.offload_activations is False
