@@ -7,6 +7,7 @@ Knows every package; holds no mathematics.
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import math
 import time
@@ -109,6 +110,7 @@ class Session:
         self._last_error = ""
         self._tokens, self._rollout_seconds = 0, 0.0
         self._started = time.monotonic()
+        gc.freeze()  # millions of objects of models and libraries that no collection need look at again
 
     # Rollout and scoring
 

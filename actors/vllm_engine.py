@@ -2,7 +2,7 @@
 
 Keeps at most `max_num_seqs` requests inside vLLM and queues the rest here, so that each starts with the cache salt
 of the adapter that is current when it starts: the prefix cache can then never serve blocks of an older adapter.
-What vLLM does not document lives in vllm_internals.py. Knows nothing of training.
+What vLLM does not document lives in vllm_internals.py and vllm_mends.py. Knows nothing of training.
 """
 
 from collections import deque
@@ -13,6 +13,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from actors.engine import SpanLog
+from actors.lora_ops import can_use_kernels
 from actors.shared import BaseWeights
 from actors.types import Adapter, AdapterLayout, Completion, Request, VersionSpan
 from actors.vllm_internals import (
@@ -20,15 +21,22 @@ from actors.vllm_internals import (
     LORA_NAME,
     NO_PATH,
     AdapterSlot,
+    Outputs,
+    Sampled,
     base_weights,
     check_version,
     driver_worker,
-    keep_cpu_weights,
-    keep_in_16bit,
-    mend_cpu_lora,
     sampled_counts,
     set_environment,
     slot_rank,
+)
+from actors.vllm_mends import (
+    join_nf4_scales,
+    keep_cpu_weights,
+    keep_in_16bit,
+    mend_cpu_lora,
+    mend_gpu_lora,
+    skip_idle_bookkeeping,
 )
 
 
@@ -73,13 +81,18 @@ class VllmEngine:
             mend_cpu_lora()
             if options.share_weights:
                 keep_cpu_weights()
+        elif can_use_kernels():
+            mend_gpu_lora()
         if options.quantization == "nf4":
             keep_in_16bit(options.keep_16bit)
+            join_nf4_scales()
         self._tokenizer = tokenizer
         self._eos = list(eos_token_ids)
         self._options = options
         self._engine = _start(options, layout)
+        skip_idle_bookkeeping(self._engine)
         self._slot = AdapterSlot(driver_worker(self._engine), layout)
+        self._outputs = Outputs(self._engine)
         self._version = 0
         self._waiting: deque[Request] = deque()
         self._running: set[str] = set()
@@ -106,8 +119,7 @@ class VllmEngine:
     def step(self) -> list[Completion]:
         while self._waiting and len(self._running) < self._options.max_num_seqs:
             self._start(self._waiting.popleft())
-        finished = [output for output in self._engine.step() if output.finished]
-        return [self._complete(output) for output in finished]
+        return [self._complete(sampled) for sampled in self._outputs.step()]
 
     def _start(self, request: Request) -> None:
         from vllm import SamplingParams
@@ -121,7 +133,6 @@ class VllmEngine:
             seed=sampling.seed if self._options.per_request_seeds else None,
             stop_token_ids=self._eos,
             logprobs=0,
-            flat_logprobs=True,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
@@ -132,16 +143,14 @@ class VllmEngine:
             request.request_id, prompt, params, lora_request=LoRARequest(LORA_NAME, LORA_ID, NO_PATH)
         )
 
-    def _complete(self, output: Any) -> Completion:
-        sampled = output.outputs[0]
-        token_ids = tuple(sampled.token_ids)
-        spans = self._spans.finish(output.request_id, self._version, len(token_ids))
-        self._running.discard(output.request_id)
+    def _complete(self, sampled: Sampled) -> Completion:
+        spans = self._spans.finish(sampled.request_id, self._version, len(sampled.token_ids))
+        self._running.discard(sampled.request_id)
         return Completion(
-            request_id=output.request_id,
-            token_ids=token_ids,
-            logprobs=tuple(sampled.logprobs.logprobs[i] for i in sampled.logprobs.start_indices),
-            text=str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True)),
+            request_id=sampled.request_id,
+            token_ids=sampled.token_ids,
+            logprobs=sampled.logprobs,
+            text=str(self._tokenizer.decode(list(sampled.token_ids), skip_special_tokens=True)),
             finish_reason=sampled.finish_reason,
             version_spans=tuple(VersionSpan(*span) for span in spans),
         )

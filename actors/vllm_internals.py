@@ -1,14 +1,15 @@
-"""The only file that touches what vLLM does not document.
+"""What vLLM does not document, read and written: its version, its LoRA buffers, its weights, its scheduler's outputs.
 
-It writes an adapter into the engine's own LoRA buffers, counts the tokens of running requests, and mends the
-CPU LoRA kernel. Every function names what it leans on. Knows vLLM 0.25 to 0.33; knows nothing of training.
+vllm_mends.py changes vLLM's own code; no other file touches its inside. Every function names what it leans on. Knows
+vLLM 0.25 to 0.33; knows nothing of training.
 """
 
 import os
-from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import numpy as np
 import torch
 from packaging.version import Version
 
@@ -56,8 +57,11 @@ def set_environment(*, device: str, threads: int) -> None:
 
 
 def slot_rank(rank: int) -> int:
-    """The smallest rank that vLLM can hold (MaxLoRARanks) and that holds `rank`; the rest of a slot stays zero."""
-    ranks = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+    """The smallest rank that vLLM can hold (MaxLoRARanks) and that holds `rank`; the rest of a slot stays zero.
+
+    16 at least: matrix units and our kernels take no less.
+    """
+    ranks = (16, 32, 64, 128, 256, 320, 512)
     if rank > ranks[-1]:
         raise AdapterError(f"model.lora.rank={rank} is over vLLM's limit of {ranks[-1]}")
     return min(r for r in ranks if r >= rank)
@@ -160,51 +164,6 @@ def base_weights(engine: Any) -> BaseWeights:
     return found
 
 
-def keep_cpu_weights() -> None:
-    """Let the CPU build compute with the weights as they were loaded, instead of repacking them for oneDNN.
-
-    `dispatch_cpu_unquantized_gemm` frees the plain weights after repacking, so that nobody else could use them.
-    """
-    from vllm import _custom_ops
-    from vllm.model_executor.layers import utils
-
-    _custom_ops._supports_onednn = False
-    utils.check_cpu_sgl_kernel = lambda *_: False
-
-
-def keep_in_16bit(modules: Sequence[str]) -> None:
-    """Name the layers that vLLM's in-flight nf4 quantisation leaves alone (`BitsAndBytesConfig.llm_int8_skip_modules`).
-
-    Checkpoints that are quantised already bring their own list, which stays.
-    """
-    config = _bitsandbytes_config()
-    stock = config.__dict__.get("_epiphany_stock", config.__init__)
-    fused = {"q_proj": "qkv_proj", "k_proj": "qkv_proj", "v_proj": "qkv_proj", "gate_proj": "gate_up_proj",
-             "up_proj": "gate_up_proj"}  # fmt: skip
-    names = {name for m in modules for name in (m, m.rpartition(".")[0] + "." + fused.get(m.split(".")[-1], ""))}
-
-    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        stock(self, *args, **kwargs)
-        self.llm_int8_skip_modules = [*self.llm_int8_skip_modules, *sorted(names)]
-
-    config._epiphany_stock = stock
-    config.__init__ = __init__
-
-
-def _bitsandbytes_config() -> Any:
-    """vLLM's class up to 0.27, the plugin's after. Raises EngineUnavailable if there is neither."""
-    try:
-        from vllm.model_executor.layers.quantization.bitsandbytes import BitsAndBytesConfig
-    except ImportError:
-        try:
-            from vllm_bnb_plugin.quantization.config import BitsAndBytesConfig
-        except ImportError as error:
-            raise EngineUnavailable(
-                "this vLLM needs the package vllm-bnb-plugin for nf4; install it, or use vllm<0.28"
-            ) from error
-    return BitsAndBytesConfig
-
-
 def sampled_counts(engine: Any) -> dict[str, int]:
     """Tokens sampled so far by each request that the scheduler holds, those still on the device included."""
     core = engine.engine_core.engine_core
@@ -217,37 +176,42 @@ def sampled_counts(engine: Any) -> dict[str, int]:
     return counts
 
 
-def mend_cpu_lora() -> None:
-    """Replace the CPU LoRA kernel, which gathers one copy of the weights per token, by a matmul per adapter.
+@dataclass(frozen=True)
+class Sampled:
+    """A finished request, under the name that it was added by."""
 
-    The stock kernel is about four times slower than the base model and gives base requests the last adapter when
-    they share a batch with LoRA requests (index -1). Remove when vllm/lora/ops/torch_ops groups tokens by adapter.
+    request_id: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finish_reason: str
+
+
+class Outputs:
+    """Advances the engine and collects what it samples, in the place of vLLM's output processor.
+
+    That one makes several objects a token and sequence for streams that nobody reads here. Leans on EngineCoreOutput
+    (`new_token_ids`, `new_logprobs.logprobs`, whose first column is the sampled token's) and on `_finish_request`.
     """
-    from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
-    if getattr(PunicaWrapperCPU, "_groups_by_adapter", False):
-        return
-    stock_update = PunicaWrapperCPU.update_metadata
+    def __init__(self, engine: Any) -> None:
+        self._core = engine.engine_core
+        self._processor = engine.output_processor
+        self._parts: dict[str, tuple[list[int], list[Any]]] = {}
 
-    def update_metadata(self: Any, mapping: Any, lora_index_to_id: list, *args: Any, **kwargs: Any) -> None:
-        stock_update(self, mapping, lora_index_to_id, *args, **kwargs)
-        ids = set(mapping.index_mapping)
-        if len(ids) == 1:
-            self._groups = [(lora_index_to_id.index(i), slice(None)) for i in ids if i > 0]
-        else:
-            token_ids = torch.tensor(mapping.index_mapping)
-            self._groups = [(lora_index_to_id.index(i), (token_ids == i).nonzero()[:, 0]) for i in ids if i > 0]
-
-    def add_lora_linear(
-        self: Any, y: torch.Tensor, x: torch.Tensor, lora_a: Any, lora_b: Any, scale: float, slices: Any, **_: Any
-    ) -> None:
-        for slot, rows in self._groups:
-            x_rows, offset = x[rows], 0
-            for a, b, width in zip(lora_a, lora_b, slices, strict=True):
-                delta = (x_rows @ a[slot, 0].T) @ b[slot, 0].T
-                y[rows, offset : offset + width] += delta.mul_(scale) if scale != 1 else delta
-                offset += width
-
-    PunicaWrapperCPU.update_metadata = update_metadata  # type: ignore[method-assign]
-    PunicaWrapperCPU.add_lora_linear = add_lora_linear  # type: ignore[method-assign]
-    PunicaWrapperCPU._groups_by_adapter = True  # type: ignore[attr-defined]
+    def step(self) -> list[Sampled]:
+        """One step of the engine; the requests that it finished."""
+        finished = []
+        for output in self._core.get_output().outputs:
+            token_ids, logprobs = self._parts.setdefault(output.request_id, ([], []))
+            if output.new_token_ids:
+                token_ids += output.new_token_ids
+                logprobs.append(output.new_logprobs.logprobs)
+            if output.finish_reason is not None:
+                del self._parts[output.request_id]
+                state = self._processor.request_states[output.request_id]
+                self._processor._finish_request(state)
+                sampled = np.concatenate(logprobs)[: len(token_ids), 0].tolist()
+                finished.append(
+                    Sampled(state.external_req_id, tuple(token_ids), tuple(sampled), str(output.finish_reason))
+                )
+        return finished

@@ -90,7 +90,7 @@ def run(case: str, steps: int, overrides: list[str]) -> None:
             "experiment=none", "data=file", f"data.source={write_questions(folder, 200)}", "data.held_out=1",
             *more, f"model.path={random_model(shape, nf4=is_nf4)}", "model.package=null", "evaluation.samples=0",
             "reward.terms=[{fn: 'benchmarks.coin:coin'}]", "reward.check_gold=false", f"run.folder={folder / 'run'}",
-            f"run.steps={steps}", "run.checkpoint_every=1000", *overrides,
+            f"run.steps={steps}", "run.checkpoint_every=1000", "learner.learning_rate=1.0e-9", *overrides,
         )  # fmt: skip
         metrics = folder / "run" / "metrics.jsonl"
         memory = DriverMemory(metrics)

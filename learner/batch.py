@@ -56,19 +56,31 @@ class MicroBatch:
 def micro_batches(
     rollouts: Rollouts, rows: Sequence[int], *, max_tokens: int, device: torch.device | str
 ) -> Iterator[MicroBatch]:
-    """Pack the completions `rows` into streams of at most `max_tokens` tokens (a longer single one gets its own)."""
+    """Pack the completions `rows` into as few streams of at most `max_tokens` tokens as they need, of about the same
+    size: a small rest would take as many launches as a full one. A longer single completion gets its own."""
+    tokens = sum(cost for _, cost in _costs(rollouts, rows))
+    count = -(-tokens // max_tokens)
     current: list[int] = []
-    tokens, group = 0, -1
-    for row in rows:
-        completion, prompt = int(rollouts.lengths_N[row]) - 1, int(rollouts.prompt_lengths[row])
-        cost = completion + (prompt if int(rollouts.groups_N[row]) != group else 0)
-        if current and tokens + cost > max_tokens:
+    filled, streams = 0, 0
+    for row, cost in _costs(rollouts, rows):
+        is_full = filled + cost > max_tokens
+        if current and (is_full or (filled >= tokens / count and streams < count - 1)):
             yield _pack(rollouts, current, device)
-            current, tokens, cost = [], 0, completion + prompt
+            current, filled, streams = [], 0, streams + 1
+            cost = int(rollouts.lengths_N[row]) - 1 + int(rollouts.prompt_lengths[row])
         current.append(row)
-        tokens, group = tokens + cost, int(rollouts.groups_N[row])
+        filled += cost
     if current:
         yield _pack(rollouts, current, device)
+
+
+def _costs(rollouts: Rollouts, rows: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Each row with the tokens that it adds to a stream that holds the rows before it: its prompt comes once a group."""
+    group = -1
+    for row in rows:
+        prompt = int(rollouts.prompt_lengths[row]) if int(rollouts.groups_N[row]) != group else 0
+        yield row, int(rollouts.lengths_N[row]) - 1 + prompt
+        group = int(rollouts.groups_N[row])
 
 
 def _pack(rollouts: Rollouts, rows: list[int], device: torch.device | str) -> MicroBatch:

@@ -22,7 +22,7 @@ OUTSIDE_TORCH = int(0.80 * GIB)
 GRAPHS_PER_SEQUENCE = int(0.0015 * GIB)
 RESERVE = 0.03  # of the budget: fragments between blocks
 MOST_SEQUENCES = 512
-MICRO_BATCHES = (32768, 16384, 8192, 4096, 2048, 1024)
+MICRO_BATCHES = (49152, 24576, 16384, 8192, 4096, 2048, 1024)
 WITHOUT_GPU = {"max_num_seqs": 64, "micro_batch_tokens": 8192, "logit_chunk_tokens": 1024}
 
 

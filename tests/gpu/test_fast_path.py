@@ -10,11 +10,11 @@ import torch
 from actors.lora import FlatLora, adapter_layout
 from actors.models import ModelSource, end_of_sequence_ids, kv_bytes_per_token, load_base_model, load_tokenizer
 from actors.rollout import RolloutWorker
-from actors.shared import attach, build_skeleton
+from actors.shared import attach, build_skeleton, weights_of
 from actors.types import Group, Prompt, Sampling, Score
 from conf.schema import AlgorithmSettings, LearnerSettings, LoraSettings
 from learner.attention import NAME
-from learner.batch import Rollouts
+from learner.batch import Rollouts, micro_batches
 from learner.learner import Learner
 from learner.objectives import GRPO
 from learner.policy import Policy
@@ -157,7 +157,7 @@ def test_shared_weights_agree_with_the_engine(quantization: str, smollm2: str, c
         while worker.unfinished:
             groups += worker.pump().groups
         rows = table([scored(g) for g in groups])
-        noise = two_passes(learner, model, rows)
+        noise = two_passes(learner, source, rows)
         stats = learner.step(rows)
         means.append((stats.mismatch, noise))
         engine.load_adapter(learner.adapter())
@@ -171,13 +171,18 @@ def test_shared_weights_agree_with_the_engine(quantization: str, smollm2: str, c
 
 
 @torch.no_grad()
-def two_passes(learner: Learner, model: Any, rows: Any) -> float:
-    """What two bf16 passes of one model differ by: the learner's packed one, and one completion at a time."""
-    from learner.batch import micro_batches
-    from tests.gpu.plain import plain_logprobs
-
+def two_passes(learner: Learner, source: ModelSource, rows: Any) -> float:
+    """What two bf16 passes of one model differ by: the learner's, and transformers' and PEFT's own over the same
+    weights, one completion at a time."""
+    lent = weights_of(learner.policy.lora.model)
+    skeleton = build_skeleton(source, dtype="bfloat16", trust_remote_code=False)
+    plain = FlatLora(attach(skeleton, lent, device="cuda"), **LORA, seed=0)
+    plain.load(learner.adapter())
     rollouts = Rollouts.from_table(rows)
     (batch,) = micro_batches(rollouts, range(rows.num_rows), max_tokens=1 << 20, device="cuda")
-    packed, _ = learner.policy.logprobs(batch)
-    plain = plain_logprobs(learner.policy, rollouts)
-    return float((packed - plain).abs().mean())
+    found = []
+    for tokens, start in zip(rollouts.token_ids, rollouts.prompt_lengths, strict=True):
+        ids = torch.tensor(tokens, dtype=torch.long, device="cuda")
+        logprobs = plain.model(input_ids=ids[None]).logits[0].float().log_softmax(-1)[start - 1 : -1]
+        found.append(logprobs.gather(1, ids[start:, None])[:, 0])
+    return float((learner.policy.logprobs(batch)[0] - torch.cat(found)).abs().mean())
