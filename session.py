@@ -74,7 +74,7 @@ class Session:
         self._introduce(rows.prompt_column, rows.answer_column, rows.bad)
         self._check_gold(has_answers=rows.answer_column is not None)
 
-        name, reason = choose_engine(s, machine)
+        name, reason = choose_engine(s, machine, self._source)
         self._note(f"engine {name} ({reason}) on {machine.device} in {machine.dtype}; model {self._source.origin}")
         if s.model.dtype == "bfloat16" and machine.dtype == "float16":
             self._note("this card has no bfloat16: computing in float16 instead")
@@ -291,7 +291,8 @@ class Session:
         """What must stay the same for a run to go on."""
         s = self.settings
         return {
-            "model.path": s.model.path, "model.quantization": s.model.quantization, "model.lora.rank": s.model.lora.rank,
+            "model.path": s.model.path, "model.quantization": s.model.quantization,
+            "model.keep_16bit": list(s.model.keep_16bit), "model.lora.rank": s.model.lora.rank,
             "model.lora.alpha": s.model.lora.alpha, "model.lora.target_modules": sorted(s.model.lora.target_modules),
             "algorithm.name": s.algorithm.name, "algorithm.group_size": s.algorithm.group_size,
             "data.source": s.data.source, "the training prompts (hash)": self.prompts.fingerprint(), "run.seed": s.run.seed,

@@ -21,12 +21,14 @@ from actors.models import (
     load_base_model,
     load_tokenizer,
     resolve_model,
+    stored_quantization,
 )
 from actors.prompts import PromptSet
 from actors.reward import RewardWorker
 from actors.sources import Loaded, load_rows
 from actors.types import AdapterLayout
-from actors.vllm_internals import EngineUnavailable, check_version
+from actors.vllm_internals import EngineUnavailable, check_version, set_environment
+from actors.vllm_mends import check_nf4
 from conf.errors import UsageError
 from conf.schema import Settings
 
@@ -98,16 +100,21 @@ def lora_arguments(settings: Settings) -> dict:
     return dataclasses.asdict(settings.model.lora)
 
 
-def choose_engine(settings: Settings, machine: Machine) -> tuple[str, str]:
+def choose_engine(settings: Settings, machine: Machine, source: ModelSource) -> tuple[str, str]:
     """The engine's name, and why. Raises EngineUnavailable if vLLM is asked for by name and cannot run."""
     if settings.engine.name == "transformers":
         return "transformers", "asked for"
-    if machine.device == "cpu" and settings.model.quantization == "nf4":
+    is_nf4 = "nf4" in (settings.model.quantization, stored_quantization(source))
+    if machine.device == "cpu" and is_nf4:
         if settings.engine.name == "vllm":
             raise EngineUnavailable("vLLM holds no nf4 weights on a CPU; use engine.name=transformers")
         return "transformers", "vLLM holds no nf4 weights on a CPU"
     try:
-        return "vllm", f"version {check_version()}"
+        version = check_version()
+        if is_nf4:
+            set_environment(device=machine.device, threads=machine.threads)  # before vLLM is imported
+            check_nf4()
+        return "vllm", f"version {version}"
     except EngineUnavailable as reason:
         if settings.engine.name == "vllm":
             raise

@@ -27,7 +27,6 @@ def can_use_kernels() -> bool:
     return torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
 
 
-@torch.library.custom_op("epiphany::lora_linear", mutates_args=())
 def lora_linear(
     x_MK: torch.Tensor, weight: torch.Tensor, absmax: torch.Tensor | None, bias_N: torch.Tensor | None, a: torch.Tensor,
     b_NR: torch.Tensor, slices: Sequence[int],
@@ -40,14 +39,6 @@ def lora_linear(
     if len(x_MK) > FEW_ROWS:
         return _many_rows(x_MK, weight, absmax, bias_N, a, b_NR, slices)
     return _few_rows(x_MK.contiguous(), weight, absmax, bias_N, a, b_NR, slices)
-
-
-@lora_linear.register_fake
-def _(
-    x_MK: torch.Tensor, weight: torch.Tensor, absmax: torch.Tensor | None, bias_N: torch.Tensor | None, a: torch.Tensor,
-    b_NR: torch.Tensor, slices: Sequence[int],
-) -> torch.Tensor:  # fmt: skip
-    return x_MK.new_empty(x_MK.shape[0], b_NR.shape[0])
 
 
 def _many_rows(
@@ -110,3 +101,19 @@ def _divisor(number: int, most: int) -> int:
 def _power_of_2(number: int) -> int:
     """The smallest power of two that is at least `number`."""
     return 1 << (number - 1).bit_length()
+
+
+def _shape_of(
+    x_MK: torch.Tensor, weight: torch.Tensor, absmax: torch.Tensor | None, bias_N: torch.Tensor | None, a: torch.Tensor,
+    b_NR: torch.Tensor, slices: Sequence[int],
+) -> torch.Tensor:  # fmt: skip
+    return x_MK.new_empty(x_MK.shape[0], b_NR.shape[0])
+
+
+# torch.ops.epiphany.lora_linear: opaque to compilers, which see its shape only.
+torch.library.define(
+    "epiphany::lora_linear",
+    "(Tensor x, Tensor weight, Tensor? absmax, Tensor? bias, Tensor a, Tensor b, int[] slices) -> Tensor",
+)
+torch.library.impl("epiphany::lora_linear", "CompositeExplicitAutograd", lora_linear)
+torch.library.register_fake("epiphany::lora_linear", _shape_of)

@@ -77,7 +77,7 @@ def _join(layer: Any) -> bool:
 
 def join_nf4_scales() -> None:
     """Let the loader leave `nf4_absmax`, the scales of all slices of a layer end to end, on each nf4 layer."""
-    loader = _bitsandbytes_loader()
+    loader = _bitsandbytes("BitsAndBytesModelLoader", BITSANDBYTES_LOADER)
     if getattr(loader, "_joins_scales", False):
         return
     stock = loader._bind_quant_states_to_params
@@ -151,7 +151,7 @@ def keep_in_16bit(modules: Sequence[str]) -> None:
 
     Checkpoints that are quantised already bring their own list, which stays.
     """
-    config = _bitsandbytes_config()
+    config = _bitsandbytes("BitsAndBytesConfig", BITSANDBYTES_CONFIG)
     stock = config.__dict__.get("_epiphany_stock", config.__init__)
     fused = {"q_proj": "qkv_proj", "k_proj": "qkv_proj", "v_proj": "qkv_proj", "gate_proj": "gate_up_proj",
              "up_proj": "gate_up_proj"}  # fmt: skip
@@ -165,23 +165,17 @@ def keep_in_16bit(modules: Sequence[str]) -> None:
     config.__init__ = __init__
 
 
-def _bitsandbytes_config() -> Any:
-    return _bitsandbytes(
-        "BitsAndBytesConfig",
-        "vllm.model_executor.layers.quantization.bitsandbytes",
-        "vllm_bnb_plugin.quantization.config",
-    )
+# vLLM's own module up to 0.27, and the plugin's after.
+BITSANDBYTES_CONFIG = ("vllm.model_executor.layers.quantization.bitsandbytes", "vllm_bnb_plugin.quantization.config")
+BITSANDBYTES_LOADER = ("vllm.model_executor.model_loader.bitsandbytes_loader", "vllm_bnb_plugin.bitsandbytes_loader")
 
 
-def _bitsandbytes_loader() -> Any:
-    return _bitsandbytes(
-        "BitsAndBytesModelLoader", "vllm.model_executor.model_loader.bitsandbytes_loader",
-        "vllm_bnb_plugin.bitsandbytes_loader",
-    )  # fmt: skip
+def check_nf4() -> None:
+    """Raises EngineUnavailable if this vLLM cannot hold nf4 weights."""
+    _bitsandbytes("BitsAndBytesConfig", BITSANDBYTES_CONFIG)
 
 
-def _bitsandbytes(name: str, *modules: str) -> Any:
-    """A class that is vLLM's own up to 0.27 and the plugin's after. Raises EngineUnavailable if there is neither."""
+def _bitsandbytes(name: str, modules: Sequence[str]) -> Any:
     for module in modules:
         with contextlib.suppress(ImportError):
             return getattr(importlib.import_module(module), name)

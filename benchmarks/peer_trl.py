@@ -6,15 +6,14 @@ reward, seconds) and prints one JSON line; the held-out answers come from TRL's 
 
 import argparse
 import json
-import os
 import statistics
-import time
 from pathlib import Path
 from typing import Any
 
 from actors.build import build_machine, build_model_source, build_prompts, build_rows
 from benchmarks.common import report, settings_from
 from benchmarks.learning import RUNS
+from benchmarks.peers import StepTimes, be_one_process
 from rewards.answers import numeric
 from rewards.sample import Sample
 
@@ -38,40 +37,18 @@ def main() -> None:
     import torch
     from datasets import Dataset
     from peft import LoraConfig
-    from transformers import TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
-    for name, value in (
-        ("RANK", "0"),
-        ("LOCAL_RANK", "0"),
-        ("WORLD_SIZE", "1"),
-        ("MASTER_ADDR", "127.0.0.1"),
-        ("MASTER_PORT", "29555"),
-    ):
-        os.environ.setdefault(name, value)
+    be_one_process()
     rows = [prompts.at(i) for i in range(per_step * arguments.steps)]
     dataset = Dataset.from_list([{"prompt": p.text, "answer": p.answer} for p in rows])
     folder = Path(f"runs/learning/trl-{arguments.seed}")
     folder.mkdir(parents=True, exist_ok=True)
 
-    class Log(TrainerCallback):
-        def __init__(self) -> None:
-            self.rows: list[dict[str, Any]] = []
-            self.started = time.monotonic()
-
-        def on_step_begin(self, *_: Any, **__: Any) -> None:
-            self.started = time.monotonic()
-
-        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-            if logs and "reward" in logs:
-                self.rows.append(
-                    {"step": state.global_step, "reward": logs["reward"], "seconds": time.monotonic() - self.started}
-                )
-
     def reward(completions: list[str], answer: list[str], **_: Any) -> list[float]:
         return [score(text, gold) for text, gold in zip(completions, answer, strict=True)]
 
-    log = Log()
+    log = StepTimes()
     config = GRPOConfig(
         output_dir=str(folder), per_device_train_batch_size=per_step * group, num_generations=group,
         max_completion_length=settings.sampling.max_tokens, max_steps=arguments.steps, logging_steps=1, save_strategy="no",

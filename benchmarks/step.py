@@ -1,13 +1,12 @@
 """Time and memory of whole training steps on real shapes: `python -m benchmarks.step <case> [--steps 8] [override ...]`.
 
 Runs launch.py's own loop on random weights and prints one JSON line: seconds a step, its parts, and the memory of the
-process as the driver counts it. Cases: see CASES; `all` runs each in a process of its own. The first WARM steps are not
+process as the driver counts it. Cases: see benchmarks/work.py; `all` runs each in a process of its own. The first WARM steps are not
 counted. Needs a GPU that nothing else uses.
 """
 
 import argparse
 import json
-import random
 import statistics
 import subprocess
 import sys
@@ -16,28 +15,10 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import report, settings_from
-from benchmarks.shapes import random_model
+from benchmarks.common import report
+from benchmarks.work import CASES, work_settings
 
 WARM = 2
-WORK = [
-    "algorithm.prompts_per_step=8",
-    "algorithm.group_size=8",
-    "sampling.max_tokens=512",
-    "data.max_prompt_tokens=128",
-]
-ONE_PROMPT = [*WORK, "algorithm.prompts_per_step=1"]
-# Each case: the shape, whether its checkpoint is in nf4 already, and overrides.
-CASES: dict[str, tuple[str, bool, list[str]]] = {
-    "w": ("qwen2.5-1.5b", False, WORK),
-    "w-in-flight": ("qwen2.5-1.5b", False, [*WORK, "runtime.max_staleness=2"]),
-    "qlora": ("qwen2.5-1.5b", False, [*ONE_PROMPT, "model.quantization=nf4", "hardware.vram_gib=5"]),
-    "7gb-nf4": ("qwen2.5-1.5b", False, [*ONE_PROMPT, "hardware=7gb", "model.quantization=nf4", "sampling.max_tokens=1024"]),
-    "7gb-bf16": ("qwen2.5-1.5b", False, [*ONE_PROMPT, "hardware=7gb", "sampling.max_tokens=1024"]),
-    "15gb-llama-8b": ("llama-3.1-8b", True, [*ONE_PROMPT, "hardware.vram_gib=15"]),
-    "15gb-qwen-7b": ("qwen2.5-7b", True, [*ONE_PROMPT, "hardware.vram_gib=15"]),
-    "15gb-phi-4": ("phi-4", True, [*ONE_PROMPT, "model=phi-4", "hardware.vram_gib=15"]),
-}  # fmt: skip
 
 
 class DriverMemory(threading.Thread):
@@ -70,28 +51,14 @@ def used_before() -> float:
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout) / 1024
 
 
-def write_questions(folder: Path, count: int) -> Path:
-    """Random questions of which each takes about 110 tokens with the byte tokenizer and the plain template."""
-    draw = random.Random(0)
-    file = folder / "questions.jsonl"
-    rows = [{"question": "".join(draw.choices("abcdefgh ", k=90)), "answer": "1"} for _ in range(count)]
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return file
-
-
 def run(case: str, steps: int, overrides: list[str]) -> None:
-    shape, is_nf4, more = CASES[case]
+    shape, _, more = CASES[case]
     before = used_before()
     from launch import run as launch
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        settings = settings_from(
-            "experiment=none", "data=file", f"data.source={write_questions(folder, 200)}", "data.held_out=1",
-            *more, f"model.path={random_model(shape, nf4=is_nf4)}", "model.package=null", "evaluation.samples=0",
-            "reward.terms=[{fn: 'benchmarks.coin:coin'}]", "reward.check_gold=false", f"run.folder={folder / 'run'}",
-            f"run.steps={steps}", "run.checkpoint_every=1000", "learner.learning_rate=1.0e-9", *overrides,
-        )  # fmt: skip
+        settings = work_settings(case, folder, f"run.steps={steps}", *overrides)
         metrics = folder / "run" / "metrics.jsonl"
         memory = DriverMemory(metrics)
         code = launch(settings)

@@ -17,7 +17,7 @@ def test_slices_have_an_adapter_each(is_nf4: bool):
     if is_nf4:
         packed, state = quantize_4bit(weight, quant_type="nf4", blocksize=64)
         absmax, plain = state.absmax, dequantize_4bit(packed, state)
-    found = lora_ops.lora_linear(x, packed, absmax, bias, a, b, slices)
+    found = torch.ops.epiphany.lora_linear(x, packed, absmax, bias, a, b, slices)
     expected = x @ plain.T + bias
     expected[:, :32] += x @ a[:16].T @ b[:32].T
     expected[:, 32:96] += x @ a[16:32].T @ b[32:96].T

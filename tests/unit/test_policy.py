@@ -217,3 +217,18 @@ def test_the_8_bit_optimizer_moves_as_the_plain_one_does(tiny_model: Path):
             one.step(a_table())
         moves.append(one.policy.lora.flat.detach() - before)
     assert ((moves[1] - moves[0]).norm() / moves[0].norm()) < 0.1
+
+
+def test_micro_batches_are_even_and_lose_nothing():
+    # 8 completions of 10 tokens on 4-token prompts: 2 x 4 + 8 x 9 = 80 tokens, which 70 does not hold.
+    groups = [
+        group(i, [1.0, 0.0] * 2, prompt=[2, 3, 4, 5], completions=[[7 + j] * 10 for j in range(4)]) for i in (0, 1)
+    ]
+    rollouts = Rollouts.from_table(table(groups))
+    batches = list(micro_batches(rollouts, range(8), max_tokens=70, device="cpu"))
+    assert [len(batch.input_ids_S) for batch in batches] == [40, 40]
+    assert [sorted(set(batch.row_T.tolist())) for batch in batches] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    # Three parts cut through a group, whose prompt then comes twice.
+    batches = list(micro_batches(rollouts, range(8), max_tokens=31, device="cpu"))
+    assert [len(batch.input_ids_S) for batch in batches] == [4 + 27, 4 + 9 + 4 + 9, 4 + 27]
+    assert [row for batch in batches for row in sorted(set(batch.row_T.tolist()))] == list(range(8))
