@@ -78,7 +78,7 @@ def random_model(name: str, *, nf4: bool = False, folder: Path | None = None) ->
             "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": "bfloat16", "bnb_4bit_quant_storage": "uint8",
         }  # fmt: skip
     _save(tensors, target)
-    _byte_tokenizer(config.vocab_size).save_pretrained(target)
+    byte_tokenizer(config.vocab_size).save_pretrained(target)
     config.save_pretrained(target)
     return target
 
@@ -108,7 +108,7 @@ def _save(tensors: dict[str, torch.Tensor], folder: Path, shard_bytes: int = 4 <
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
-def _byte_tokenizer(size: int) -> PreTrainedTokenizerFast:
+def byte_tokenizer(size: int) -> PreTrainedTokenizerFast:
     """A token a byte, and a name for every other token, so that all completions read differently."""
     words = ["<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
     words += [f"t{i}" for i in range(len(words), size)]
