@@ -51,7 +51,8 @@ def train(session: Session, stop: Stop) -> None:
             continue
         table = replay.take(batch_size, version=learner.version, max_staleness=max_staleness)
         assert table is not None
-        stats = learner.step(table)
+        with session.learning():
+            stats = learner.step(table)
         ledger.finish(batch)
 
         # Pass the new adapter on. Unfinished sequences stay in the engines and go on under it.

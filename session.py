@@ -6,12 +6,13 @@ Knows every package; holds no mathematics.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import json
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 from typing import Any
@@ -74,12 +75,12 @@ class Session:
         self._introduce(rows.prompt_column, rows.answer_column, rows.bad)
         self._check_gold(has_answers=rows.answer_column is not None)
 
-        name, reason = choose_engine(s, machine, self._source)
+        blueprint = draw(s, machine, self._source)
+        self.settings = s = blueprint.settings
+        name, reason = choose_engine(s, machine)
         self._note(f"engine {name} ({reason}) on {machine.device} in {machine.dtype}; model {self._source.origin}")
         if s.model.dtype == "bfloat16" and machine.dtype == "float16":
             self._note("this card has no bfloat16: computing in float16 instead")
-        blueprint = draw(s, machine, self._source)
-        self.settings = s = blueprint.settings
         for line in blueprint.notes:
             self._note(line)
 
@@ -152,6 +153,18 @@ class Session:
             else:
                 self._give_up(group)
         return good
+
+    @contextlib.contextmanager
+    def learning(self) -> Iterator[None]:
+        """Within, the learner has the memory of the engine's cache, if the memory plan says that it needs it."""
+        lenders = self._rollouts if self.settings.engine.release_cache else []
+        for worker in lenders:
+            worker.submit(RolloutWorker.release_cache).result()
+        try:
+            yield
+        finally:
+            for worker in lenders:
+                worker.submit(RolloutWorker.restore_cache).result()
 
     def broadcast(self, adapter: Adapter) -> None:
         """Pass `adapter` to every rollout worker."""

@@ -17,11 +17,9 @@ from actors.models import (
     ModelSource,
     choose_dtype,
     end_of_sequence_ids,
-    kv_bytes_per_token,
     load_base_model,
     load_tokenizer,
     resolve_model,
-    stored_quantization,
 )
 from actors.prompts import PromptSet
 from actors.reward import RewardWorker
@@ -100,11 +98,12 @@ def lora_arguments(settings: Settings) -> dict:
     return dataclasses.asdict(settings.model.lora)
 
 
-def choose_engine(settings: Settings, machine: Machine, source: ModelSource) -> tuple[str, str]:
-    """The engine's name, and why. Raises EngineUnavailable if vLLM is asked for by name and cannot run."""
+def choose_engine(settings: Settings, machine: Machine) -> tuple[str, str]:
+    """The engine's name, and why; `settings` are those that the memory plan has filled. Raises EngineUnavailable if vLLM is
+    asked for by name and cannot run."""
     if settings.engine.name == "transformers":
         return "transformers", "asked for"
-    is_nf4 = "nf4" in (settings.model.quantization, stored_quantization(source))
+    is_nf4 = settings.model.quantization == "nf4"
     if machine.device == "cpu" and is_nf4:
         if settings.engine.name == "vllm":
             raise EngineUnavailable("vLLM holds no nf4 weights on a CPU; use engine.name=transformers")
@@ -127,7 +126,7 @@ def build_engine(
 ) -> Engine:  # fmt: skip
     """The rollout engine `name`, which loads the base weights. `settings` are those that the memory plan has filled."""
     engine, model = settings.engine, settings.model
-    assert engine.max_num_seqs is not None
+    assert engine.max_num_seqs is not None and engine.kv_cache_gib is not None
     eos = end_of_sequence_ids(source, tokenizer)
     if name == "transformers":
         from actors.transformers_engine import TransformersEngine
@@ -143,20 +142,15 @@ def build_engine(
 
     on_cpu = machine.device == "cpu"
     max_model_len = settings.data.max_prompt_tokens + settings.sampling.max_tokens
-    if engine.kv_cache_gib is not None:
-        kv_cache_bytes = int(engine.kv_cache_gib * 2**30)
-    else:
-        # Room for every sequence at full length, each rounded up to a block, and one block that vLLM keeps.
-        per_token = kv_bytes_per_token(source, engine.kv_cache_dtype, machine.dtype)
-        kv_cache_bytes = per_token * (engine.max_num_seqs + 1) * (max_model_len + 32)
     options = VllmOptions(
         model_path=source.path, revision=source.revision, dtype=machine.dtype, quantization=model.quantization,
         device=machine.device, threads=machine.threads, max_model_len=max_model_len, max_num_seqs=engine.max_num_seqs,
-        kv_cache_bytes=kv_cache_bytes,
+        kv_cache_bytes=int(engine.kv_cache_gib * 2**30),
         enforce_eager=on_cpu if engine.enforce_eager is None else engine.enforce_eager,
         per_request_seeds=on_cpu if engine.per_request_seeds is None else engine.per_request_seeds,
         seed=settings.run.seed, trust_remote_code=model.trust_remote_code,
         max_num_batched_tokens=engine.max_num_batched_tokens, kv_cache_dtype=engine.kv_cache_dtype,
         keep_16bit=tuple(model.keep_16bit), share_weights=engine.share_weights != "never",
+        release_cache=bool(engine.release_cache),
     )  # fmt: skip
     return VllmEngine(options, tokenizer, layout=layout, eos_token_ids=eos)

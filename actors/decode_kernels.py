@@ -33,17 +33,12 @@ def nf4_product(
         scale = tl.load(absmax + n * (K // 64) + k // 64, mask=in_n, other=0.0)
         even = tl.load(x + m[None, :] * K + (k + 2 * byte)[:, None], mask=in_m[None, :], other=0.0)
         odd = tl.load(x + m[None, :] * K + (k + 2 * byte + 1)[:, None], mask=in_m[None, :], other=0.0)
-        high, high_rest, low, low_rest = tl.inline_asm_elementwise(
-            UNPACK,
-            EIGHT_TO_ONE,
-            [both],
-            dtype=(tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16),
-            is_pure=True,
-            pack=4,
+        high, low = tl.inline_asm_elementwise(
+            UNPACK, EIGHT_TO_ONE, [both], dtype=(tl.int32, tl.int32), is_pure=True, pack=4
         )
         # As bitsandbytes unpacks: the product in float32, rounded once to what the learner computes with.
-        w_even = ((high.to(tl.float32) + high_rest.to(tl.float32)) * scale[:, None]).to(x.dtype.element_ty)
-        w_odd = ((low.to(tl.float32) + low_rest.to(tl.float32)) * scale[:, None]).to(x.dtype.element_ty)
+        w_even = (high.to(tl.float32, bitcast=True) * scale[:, None]).to(x.dtype.element_ty)
+        w_odd = (low.to(tl.float32, bitcast=True) * scale[:, None]).to(x.dtype.element_ty)
         acc = tl.dot(w_even, even, acc)
         acc = tl.dot(w_odd, odd, acc)
     at = partial + (split * M + m[None, :]) * N + n[:, None]

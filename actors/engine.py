@@ -33,6 +33,12 @@ class Engine(Protocol):
         """Sample from `adapter` from now on. Raises AdapterError and keeps the old one if it does not fit."""
         ...
 
+    def release_cache(self) -> None:
+        """Give the key-value cache's memory back until `restore_cache`. Nothing may be unfinished, nor be submitted."""
+        ...
+
+    def restore_cache(self) -> None: ...
+
 
 class SpanLog:
     """Counts, for each running request, the tokens that each adapter version sampled."""

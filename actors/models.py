@@ -235,12 +235,3 @@ def load_base_model(
     model.requires_grad_(False)
     model.config.use_cache = False
     return model
-
-
-def kv_bytes_per_token(source: ModelSource, kv_cache_dtype: str, dtype: str) -> int:
-    """Bytes of keys and values that one token takes over all layers; "auto" is the model's `dtype`."""
-    config = AutoConfig.from_pretrained(source.path, revision=source.revision)
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    size = getattr(torch, dtype).itemsize if kv_cache_dtype == "auto" else 1
-    return 2 * config.num_hidden_layers * heads * head_dim * size

@@ -71,6 +71,14 @@ class RolloutWorker:
         """Sample from `adapter` from now on; unfinished sequences go on under it."""
         self._engine.load_adapter(adapter)
 
+    def release_cache(self) -> None:
+        """Lend the engine's cache memory to the learner of the same process; nothing may be unfinished."""
+        self._engine.release_cache()
+
+    def restore_cache(self) -> None:
+        """Take it back."""
+        self._engine.restore_cache()
+
     def evaluate(self, prompts: Sequence[Prompt], sampling: Sampling, samples: int) -> list[Group]:
         """`samples` completions of each prompt, in the order of `prompts`.
 

@@ -61,6 +61,11 @@ class TransformersEngine:
         self._spans.close(self._version, sampled)
         self._version = adapter.version
 
+    def release_cache(self) -> None:
+        """Nothing to give back: a cache lives and dies with its sequences."""
+
+    def restore_cache(self) -> None: ...
+
     def base_weights(self) -> BaseWeights:
         return weights_of(self._model)
 

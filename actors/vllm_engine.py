@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from actors.engine import SpanLog
@@ -34,8 +35,10 @@ from actors.vllm_mends import (
     join_nf4_scales,
     keep_cpu_weights,
     keep_in_16bit,
+    keep_weights_awake,
     mend_cpu_lora,
     mend_gpu_lora,
+    quicken_logprobs,
     skip_idle_bookkeeping,
 )
 
@@ -62,6 +65,8 @@ class VllmOptions:
     # Linear layers that nf4 leaves in 16 bit, and whether base_weights() will be asked for.
     keep_16bit: tuple[str, ...] = ()
     share_weights: bool = False
+    # Whether release_cache() will be called.
+    release_cache: bool = False
 
 
 class VllmEngine:
@@ -81,8 +86,12 @@ class VllmEngine:
             mend_cpu_lora()
             if options.share_weights:
                 keep_cpu_weights()
-        elif can_use_kernels():
-            mend_gpu_lora()
+        else:
+            quicken_logprobs()
+            if can_use_kernels():
+                mend_gpu_lora()
+            if options.release_cache:
+                keep_weights_awake()
         if options.quantization == "nf4":
             keep_in_16bit(options.keep_16bit)
             join_nf4_scales()
@@ -115,6 +124,15 @@ class VllmEngine:
 
     def base_weights(self) -> BaseWeights:
         return base_weights(self._engine)
+
+    def release_cache(self) -> None:
+        if self._options.release_cache:
+            self._engine.sleep(1)
+
+    def restore_cache(self) -> None:
+        if self._options.release_cache:
+            torch.cuda.empty_cache()  # what the learner held and left
+            self._engine.wake_up()
 
     def step(self) -> list[Completion]:
         while self._waiting and len(self._running) < self._options.max_num_seqs:
@@ -191,6 +209,8 @@ def _start(options: VllmOptions, layout: AdapterLayout) -> Any:
             # The next step is scheduled while this one computes. An adapter is copied in on the stream that steps are
             # launched on, so it waits for those under way; their tokens count as sampled by the old version.
             async_scheduling=options.device != "cpu",
+            # Sleeping unmaps the cache's pages and keeps its addresses, so that CUDA graphs stay valid.
+            enable_sleep_mode=options.release_cache,
             enable_lora=True,
             max_loras=1,
             max_lora_rank=slot_rank(layout.rank),  # type: ignore[arg-type]

@@ -6,7 +6,8 @@ engine starts, and twice is as good as once. Knows vLLM 0.25 to 0.33; knows noth
 
 import contextlib
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,7 +33,8 @@ def mend_gpu_lora() -> None:
     def joining(stock: Any) -> Any:
         def create_lora_weights(self: Any, *args: Any, **kwargs: Any) -> None:
             stock(self, *args, **kwargs)
-            self.is_joined = _join(self)
+            if type(self).create_lora_weights is create_lora_weights:  # not where a subclass calls its parent's
+                self.is_joined = _join(self)
 
         return create_lora_weights
 
@@ -180,6 +182,52 @@ def _bitsandbytes(name: str, modules: Sequence[str]) -> Any:
         with contextlib.suppress(ImportError):
             return getattr(importlib.import_module(module), name)
     raise EngineUnavailable("this vLLM needs the package vllm-bnb-plugin for nf4; install it, or use vllm<0.28")
+
+
+def quicken_logprobs() -> None:
+    """Read the logits in larger blocks for the sampled token's log-probability, and do not rank that token.
+
+    `_topk_log_softmax_kernel` reduces 1,024 logits at a time with four warps, which takes longer than a layer of the
+    model does; nobody here reads `selected_token_ranks`.
+    """
+    logprob: Any = importlib.import_module("vllm.v1.worker.gpu.sample.logprob")
+    stock = logprob._topk_log_softmax_kernel
+    if isinstance(stock, _Launcher):
+        return
+
+    def in_larger_blocks(grid: Any) -> Callable[..., None]:
+        return lambda *args, **options: stock[grid](*args, **{**options, "BLOCK_SIZE": 8192, "num_warps": 16})
+
+    logprob._topk_log_softmax_kernel = _Launcher(in_larger_blocks)
+    logprob._ranks_kernel = _Launcher(lambda _: lambda *_, **__: None)
+
+
+@dataclass(frozen=True)
+class _Launcher:
+    """What a Triton kernel is to its caller: something that a grid makes callable."""
+
+    launch: Callable[[Any], Callable[..., None]]
+
+    def __getitem__(self, grid: Any) -> Callable[..., None]:
+        return self.launch(grid)
+
+
+def keep_weights_awake() -> None:
+    """Leave the weights out of the memory that vLLM's sleep mode gives back: the learner computes with them.
+
+    `_maybe_get_memory_pool_context` pools weights and key-value cache alike; level 1 then copies weights to the host.
+    """
+    from vllm.v1.worker.gpu_worker import Worker
+
+    stock = Worker._maybe_get_memory_pool_context
+    if getattr(stock, "_spares_weights", False):
+        return
+
+    def pool_context(self: Any, tag: str) -> Any:
+        return contextlib.nullcontext() if tag == "weights" else stock(self, tag)
+
+    pool_context._spares_weights = True  # type: ignore[attr-defined]
+    Worker._maybe_get_memory_pool_context = pool_context  # type: ignore[method-assign]
 
 
 def skip_idle_bookkeeping(engine: Any) -> None:

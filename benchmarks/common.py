@@ -42,7 +42,7 @@ def build_workers(settings: Settings) -> Workers:
     machine = build_machine(settings)
     source, tokenizer = build_model_source(settings)
     blueprint = draw(settings, machine, source)
-    name, _ = choose_engine(blueprint.settings, machine, source)
+    name, _ = choose_engine(blueprint.settings, machine)
     engine = build_engine(blueprint.settings, machine, name, source, tokenizer, blueprint.layout)
     learner, _ = build_learner(blueprint, machine, source, engine=engine)
     engine.load_adapter(learner.adapter())

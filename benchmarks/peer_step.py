@@ -1,15 +1,18 @@
 """Peers at the work of benchmarks.step: `python -m benchmarks.peer_step trl|unsloth w|qlora [--utilization 0.12]`.
 
-TRL (colocated vLLM) and Unsloth (fast_inference) where they are installed, on the same random weights, batch and number
-of tokens. One JSON line: seconds a step and the memory of the process as the driver counts it, most of which is the share
-of the card that their engine is given.
+TRL (colocated vLLM; w only) and Unsloth (fast_inference) where they are installed, on the same random weights, batch and
+number of tokens. One JSON line: seconds a step, the memory of the process as the driver counts it, and the engine's cache
+in it, which takes what is left of the share of the card that the engine is given. benchmarks.compare runs all of them.
 """
 
 import argparse
+import gc
 import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from transformers import AutoConfig
 
 from benchmarks.coin import coin
 from benchmarks.common import report
@@ -27,8 +30,8 @@ def trainer_arguments(settings: Settings, folder: Path, steps: int, **more: Any)
 
     a = settings.algorithm
     return GRPOConfig(
-        output_dir=str(folder), per_device_train_batch_size=a.prompts_per_step * a.group_size, num_generations=a.group_size,
-        max_completion_length=settings.sampling.max_tokens, max_steps=steps, logging_steps=1, save_strategy="no",
+        output_dir=str(folder), per_device_train_batch_size=a.group_size, gradient_accumulation_steps=a.prompts_per_step,
+        num_generations=a.group_size, max_completion_length=settings.sampling.max_tokens, max_steps=steps, logging_steps=1, save_strategy="no",
         learning_rate=1e-9, temperature=1.0, beta=0.0, bf16=True, report_to=[], gradient_checkpointing=True,
         shuffle_dataset=False, use_vllm=True, **more,
     )  # fmt: skip
@@ -65,8 +68,19 @@ def unsloth_trainer(settings: Settings, arguments: argparse.Namespace, folder: P
     )  # fmt: skip
     from trl import GRPOTrainer
 
-    args = trainer_arguments(settings, folder, arguments.steps, max_prompt_length=PROMPT_TOKENS + 32)
+    args = trainer_arguments(settings, folder, arguments.steps)
     return GRPOTrainer(model=model, args=args, **{**shared, "processing_class": tokenizer})
+
+
+def cache_gib(settings: Settings) -> float:
+    """The key-value cache of the one vLLM engine in this process."""
+    from vllm import LLM
+
+    (engine,) = [x for x in gc.get_objects() if isinstance(x, LLM)]
+    cache, model = engine.llm_engine.vllm_config.cache_config, AutoConfig.from_pretrained(settings.model.path)
+    width = model.num_key_value_heads * model.hidden_size // model.num_attention_heads
+    blocks: Any = cache.num_gpu_blocks
+    return blocks * cache.block_size * 2 * model.num_hidden_layers * width * 2 / 2**30
 
 
 def main() -> None:
@@ -105,11 +119,13 @@ def main() -> None:
         memory = DriverMemory(folder / "none")
         trainer.train()
         held = [gib - before for _, gib in memory.finish()]
+        cache = cache_gib(settings)
     steady = [row["seconds"] for row in times.rows[WARM:]]
     report(
         benchmark="peer_step", peer=arguments.peer, case=arguments.case, engine_share_of_card=arguments.utilization,
         steps=len(times.rows), first_step_s=times.rows[0]["seconds"], seconds_median=statistics.median(steady),
         seconds_mean=statistics.mean(steady), process_gib_highest=max(held),
+        kv_cache_gib=cache,
         highest_over_median=max(held) / statistics.median(held),
     )  # fmt: skip
 

@@ -26,6 +26,7 @@ CASES: dict[str, tuple[str, bool, list[str]]] = {
     "qlora": ("qwen2.5-1.5b", False, [*ONE_PROMPT, "model.quantization=nf4", "hardware.vram_gib=5"]),
     "7gb-nf4": ("qwen2.5-1.5b", False, [*ONE_PROMPT, "hardware=7gb", "model.quantization=nf4", "sampling.max_tokens=1024"]),
     "7gb-bf16": ("qwen2.5-1.5b", False, [*ONE_PROMPT, "hardware=7gb", "sampling.max_tokens=1024"]),
+    "7gb-lent": ("qwen2.5-1.5b", False, [*W, "hardware=7gb", "algorithm.prompts_per_step=12"]),
     "15gb-llama-8b": ("llama-3.1-8b", True, [*ONE_PROMPT, "hardware.vram_gib=15"]),
     "15gb-qwen-7b": ("qwen2.5-7b", True, [*ONE_PROMPT, "hardware.vram_gib=15"]),
     "15gb-phi-4": ("phi-4", True, [*ONE_PROMPT, "model=phi-4", "hardware.vram_gib=15"]),

@@ -53,6 +53,10 @@ def check_settings(settings: Settings) -> None:
         wrong.append(f"reward.quorum={settings.reward.quorum}: must be over 0 and at most 1")
     if settings.run.resume not in ("auto", "never") and not settings.run.resume.isdigit():
         wrong.append(f"run.resume={settings.run.resume}: choose auto, never or a step's number")
+    if settings.engine.release_cache and settings.runtime.max_staleness:
+        wrong.append(
+            "engine.release_cache=true: with runtime.max_staleness over 0 the engine works while the learner does"
+        )
     if wrong:
         raise UsageError("\n".join(wrong))
 

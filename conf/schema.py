@@ -142,6 +142,8 @@ class EngineSettings:
     max_num_batched_tokens: int | None = None
     # Null sizes the cache for max_num_seqs sequences of full length.
     kv_cache_gib: float | None = None
+    # Lend the cache's memory to the learner while it works (max_staleness=0 only); null: where the memory plan must.
+    release_cache: bool | None = None
     # auto (the model's), or fp8: half the cache, for a larger difference between engine and learner.
     kv_cache_dtype: str = "auto"
     # Repeatable samples whatever shares the batch; null: on for the CPU, off for a GPU, where they cost speed.

@@ -38,12 +38,13 @@ def draw(settings: Settings, machine: Machine, source: ModelSource) -> Blueprint
     kept = kept_in_16bit(skeleton, model.keep_16bit)
     settings = replace(settings, model=replace(model, keep_16bit=sorted(kept)))
     layout = adapter_layout(skeleton, **lora_arguments(settings))
+    shape = memory.ModelShape.of(skeleton, layout.size, kept)
     if machine.device != "cuda":
-        return Blueprint(memory.without_gpu(settings), skeleton, layout, [])
+        entry = getattr(torch, machine.dtype).itemsize
+        return Blueprint(memory.without_gpu(settings, shape, entry=entry), skeleton, layout, [])
     free, total = torch.cuda.mem_get_info()
     limit = settings.hardware.vram_gib
     budget = int(0.9 * free) if limit is None else min(int(limit * memory.GIB), free)
-    shape = memory.ModelShape.of(skeleton, layout.size, kept)
     plan = memory.plan(settings, shape, budget=budget, shared=settings.engine.share_weights != "never")
     torch.cuda.set_per_process_memory_fraction(plan.allocator_bytes / total)
     return Blueprint(plan.settings, skeleton, layout, plan.lines())

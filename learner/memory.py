@@ -6,6 +6,7 @@ Figures beside constants were measured on one H200 with vLLM 0.25.1 and torch 2.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -70,8 +71,13 @@ class ModelShape:
         linear = self.linear / 2 + self.linear / 16 if quantization == "nf4" else ENTRY * self.linear
         return int(linear) + ENTRY * self.other
 
-    def kv_per_token(self, kv_cache_dtype: str) -> int:
-        return 2 * self.layers * self.keys * (1 if kv_cache_dtype.startswith("fp8") else ENTRY)
+    def kv_cache(self, settings: Settings, *, entry: int = ENTRY) -> int:
+        """Bytes of keys and values (`entry` bytes each, or one in fp8) for every sequence at full length, each rounded up
+        to a block, and for the block that vLLM keeps."""
+        e = settings.engine
+        assert e.max_num_seqs is not None
+        per_token = 2 * self.layers * self.keys * (1 if e.kv_cache_dtype.startswith("fp8") else entry)
+        return per_token * (e.max_num_seqs + 1) * (_longest(settings) + BLOCK)
 
     @property
     def saved_per_layer(self) -> int:
@@ -99,8 +105,10 @@ class Plan:
 
     @property
     def allocator_bytes(self) -> int:
-        """What torch's allocator may take so that the process stays within the budget."""
-        return self.budget - self.parts["CUDA context and graphs"]
+        """What torch's allocator may take so that the process stays within the budget. A cache that is lent to the learner
+        still counts as taken there."""
+        lent = _kv_bytes(self.settings) if self.settings.engine.release_cache else 0
+        return self.budget - self.parts["CUDA context and graphs"] + lent
 
     def lines(self) -> list[str]:
         """The plan as a table."""
@@ -111,19 +119,21 @@ class Plan:
         head = f"memory plan: {self.total / GIB:.2f} of {self.budget / GIB:.2f} GiB"
         rows = [f"  {name:<34}{size / GIB:6.2f} GiB" for name, size in self.parts.items()]
         chosen = (
-            f"  {e.max_num_seqs} sequences at a time, {e.max_num_batched_tokens} batched tokens; learner: "
-            f"{t.micro_batch_tokens} tokens a micro-batch, activations: {kept}, {t.logit_chunk_tokens} tokens of logits"
+            f"  {e.max_num_seqs} sequences at a time, {e.max_num_batched_tokens} batched tokens"
+            f"{', the cache lent to the learner' if e.release_cache else ''}; learner: {t.micro_batch_tokens} tokens a "
+            f"micro-batch, activations: {kept}, {t.logit_chunk_tokens} tokens of logits"
         )
         return [head, *rows, chosen]
 
 
-def without_gpu(settings: Settings) -> Settings:
-    """The settings with the nulls filled where no card limits them."""
-    return _filled(
+def without_gpu(settings: Settings, shape: ModelShape, *, entry: int) -> Settings:
+    """The settings with the nulls filled where no card limits them; the cache's values have `entry` bytes."""
+    settings = _filled(
         settings, max_num_seqs=WITHOUT_GPU["max_num_seqs"], max_num_batched_tokens=None,
         micro_batch_tokens=WITHOUT_GPU["micro_batch_tokens"], logit_chunk_tokens=WITHOUT_GPU["logit_chunk_tokens"],
-        gradient_checkpointing=False, offload_activations=False,
+        gradient_checkpointing=False, offload_activations=False, release_cache=False,
     )  # fmt: skip
+    return _filled(settings, kv_cache_gib=shape.kv_cache(settings, entry=entry) / GIB)
 
 
 def plan(settings: Settings, shape: ModelShape, *, budget: int, shared: bool) -> Plan:
@@ -146,21 +156,27 @@ def _candidates(settings: Settings, shape: ModelShape, budget: int) -> Iterator[
     batch_tokens = a.prompts_per_step * (settings.data.max_prompt_tokens + a.group_size * settings.sampling.max_tokens)
     chunk = 2 ** math.floor(math.log2(max(128, min(4096, 0.04 * budget / (ENTRY * shape.vocabulary)))))
     sequences = [max(1, wanted >> i) for i in range(wanted.bit_length())]
-    for seqs in sequences:
-        for checkpointing, offload in ((False, False), (True, False), (True, True)):
-            for tokens in MICRO_BATCHES:
-                # A micro-batch larger than the batch buys nothing; one smaller than a sequence cannot be.
-                if tokens >= 2 * batch_tokens and tokens != MICRO_BATCHES[-1]:
-                    continue
-                if tokens < length and tokens * 2 <= length:
-                    continue
-                # Small micro-batches are bound by launches: rather recompute than cut the batch that fine.
-                if not offload and tokens < min(8192 if not checkpointing else 4096, batch_tokens):
-                    continue
-                yield _filled(
-                    settings, max_num_seqs=seqs, max_num_batched_tokens=max(2048, seqs), micro_batch_tokens=tokens,
-                    gradient_checkpointing=checkpointing, offload_activations=offload, logit_chunk_tokens=chunk,
-                )  # fmt: skip
+    # Checkpointing, offloading, lending the cache. With lag, sequences are under way while the learner works.
+    ways = [(False, False, False), (True, False, False), (False, False, True), (True, False, True), (True, True, False),
+            (True, True, True)]  # fmt: skip
+    if settings.runtime.max_staleness:
+        ways = [way for way in ways if not way[2]]
+    for seqs, (checkpointing, offload, lends) in itertools.product(sequences, ways):
+        for tokens in MICRO_BATCHES:
+            # A micro-batch larger than the batch buys nothing; one smaller than a sequence cannot be.
+            if tokens >= 2 * batch_tokens and tokens != MICRO_BATCHES[-1]:
+                continue
+            if tokens < length and tokens * 2 <= length:
+                continue
+            # Small micro-batches are bound by launches: rather recompute than cut the batch that fine.
+            if not offload and tokens < min(8192 if not checkpointing else 4096, batch_tokens):
+                continue
+            found = _filled(
+                settings, max_num_seqs=seqs, max_num_batched_tokens=max(2048, seqs), release_cache=lends,
+                micro_batch_tokens=tokens, gradient_checkpointing=checkpointing, offload_activations=offload,
+                logit_chunk_tokens=chunk,
+            )  # fmt: skip
+            yield _filled(found, kv_cache_gib=shape.kv_cache(found) / GIB)
 
 
 def _filled(settings: Settings, **values: Any) -> Settings:
@@ -171,6 +187,11 @@ def _filled(settings: Settings, **values: Any) -> Settings:
         return dataclasses.replace(section, **{n: values[n] for n in names if getattr(section, n) is None})
 
     return dataclasses.replace(settings, engine=fill(settings.engine), learner=fill(settings.learner))
+
+
+def _kv_bytes(settings: Settings) -> int:
+    assert settings.engine.kv_cache_gib is not None
+    return int(settings.engine.kv_cache_gib * GIB)
 
 
 def _longest(settings: Settings) -> int:
@@ -184,10 +205,6 @@ def _parts(settings: Settings, shape: ModelShape, budget: int, *, shared: bool) 
     moments = 2 if t.optimizer == "adamw8bit" else 8
     # The learner holds float32 weights, gradient, moments and a 16-bit cast; the engine its slot and a staging copy.
     lora = shape.lora * (4 + 4 + moments + 3 * ENTRY)
-    if e.kv_cache_gib is not None:
-        kv = int(e.kv_cache_gib * GIB)
-    else:
-        kv = shape.kv_per_token(e.kv_cache_dtype) * (e.max_num_seqs + 1) * (_longest(settings) + BLOCK)
     tokens = max(t.micro_batch_tokens, _longest(settings))
     if t.offload_activations:
         kept = 3 * ENTRY * shape.hidden + shape.saved_per_layer
@@ -201,11 +218,15 @@ def _parts(settings: Settings, shape: ModelShape, budget: int, *, shared: bool) 
     prefill = (e.max_num_batched_tokens or 2048) * ENTRY * (4 * shape.hidden + 4 * shape.intermediate) + unpacked
     sampling = e.max_num_seqs * shape.vocabulary * (ENTRY + 4 + 4)
     # The engine and the learner take turns, and torch's allocator serves both.
+    kv, of_learner, of_engine = _kv_bytes(settings), learning + logits, prefill + sampling
+    if e.release_cache:
+        in_turns = {"activations and logits, or the cache": max(of_learner, kv + of_engine)}
+    else:
+        in_turns = {"key-value cache": kv, "activations and logits": max(of_learner, of_engine)}
     return {
         "base weights" + ("" if shared else " (two copies)"): weights if shared else 2 * weights,
         "adapter, gradient and optimizer": lora,
-        "key-value cache": kv,
-        "activations and logits": max(learning + logits, prefill + sampling),
+        **in_turns,
         "CUDA context and graphs": OUTSIDE_TORCH + GRAPHS_PER_SEQUENCE * e.max_num_seqs,
         "reserve": int(RESERVE * budget),
     }

@@ -31,6 +31,11 @@ class EchoEngine:
         self._spans.close(self.version, {name: len(done) for name, (_, done, _) in self._running.items()})
         self.version = adapter.version
 
+    def release_cache(self) -> None:
+        assert not self.unfinished
+
+    def restore_cache(self) -> None: ...
+
     def step(self) -> list[Completion]:
         while self._waiting and len(self._running) < self._max:
             request = self._waiting.pop(0)

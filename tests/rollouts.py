@@ -1,6 +1,7 @@
 """Groups and tables made by hand for tests."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pyarrow as pa
 
@@ -29,6 +30,11 @@ def group(
         worker="w",
         scores=tuple(Score(r, {} if r is None else {"numeric": r}) for r in rewards),
     )
+
+
+def scored(unscored: Group) -> Group:
+    """Any reward that tells completions apart."""
+    return replace(unscored, scores=tuple(Score(float(len(c.text) % 7)) for c in unscored.completions))
 
 
 def table(groups: Sequence[Group]) -> pa.Table:

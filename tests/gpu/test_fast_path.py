@@ -1,17 +1,16 @@
 """The fast path on a GPU against plain passes: kernels, gradients, offloading, shared weights in bf16 and nf4."""
 
 import gc
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 from actors.lora import FlatLora, adapter_layout
-from actors.models import ModelSource, end_of_sequence_ids, kv_bytes_per_token, load_base_model, load_tokenizer
+from actors.models import ModelSource, end_of_sequence_ids, load_base_model, load_tokenizer
 from actors.rollout import RolloutWorker
 from actors.shared import attach, build_skeleton, weights_of
-from actors.types import Group, Prompt, Sampling, Score
+from actors.types import Prompt, Request, Sampling
 from conf.schema import AlgorithmSettings, LearnerSettings, LoraSettings
 from learner.attention import NAME
 from learner.batch import Rollouts, micro_batches
@@ -19,7 +18,7 @@ from learner.learner import Learner
 from learner.objectives import GRPO
 from learner.policy import Policy
 from learner.softmax import softmax_
-from tests.rollouts import group, table
+from tests.rollouts import group, scored, table
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 LORA: dict[str, Any] = {"rank": 16, "alpha": 32.0, "target_modules": LoraSettings().target_modules}
@@ -116,10 +115,6 @@ def test_fast_gradients_equal_plain_ones(smollm2: str, capfd: pytest.CaptureFixt
         assert relative(gradient, exact) < 1.1 * relative(plain, exact)
 
 
-def scored(done: Group) -> Group:
-    return replace(done, scores=tuple(Score(float(len(c.text) % 7)) for c in done.completions))
-
-
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
 def test_shared_weights_agree_with_the_engine(quantization: str, smollm2: str, capfd: pytest.CaptureFixture[str]):
     from actors.vllm_engine import VllmEngine, VllmOptions
@@ -130,7 +125,7 @@ def test_shared_weights_agree_with_the_engine(quantization: str, smollm2: str, c
     layout = adapter_layout(skeleton, **LORA)
     options = VllmOptions(
         model_path=smollm2, revision=None, dtype="bfloat16", quantization=quantization, device="cuda", threads=8,
-        max_model_len=512, max_num_seqs=64, kv_cache_bytes=kv_bytes_per_token(source, "auto", "bfloat16") * 64 * 544,
+        max_model_len=512, max_num_seqs=64, kv_cache_bytes=1 << 30,
         enforce_eager=True, per_request_seeds=False, seed=0, trust_remote_code=False, share_weights=True,
         keep_16bit=("model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.k_proj", "model.layers.0.self_attn.v_proj"),
     )  # fmt: skip
@@ -168,6 +163,47 @@ def test_shared_weights_agree_with_the_engine(quantization: str, smollm2: str, c
     del engine, worker, learner, policy, model, skeleton
     gc.collect()
     torch.cuda.empty_cache()
+
+
+def test_a_released_cache_comes_back_under_the_same_graphs(smollm2: str):
+    """The learner can take the cache's memory meanwhile, and the engine samples as before."""
+    from actors.vllm_engine import VllmEngine, VllmOptions
+
+    source, gib = ModelSource(smollm2, None, ""), 1 << 30
+    tokenizer = load_tokenizer(source, chat_template=None, trust_remote_code=False)
+    skeleton = build_skeleton(source, dtype="bfloat16", trust_remote_code=False, attention=NAME)
+    layout = adapter_layout(skeleton, **LORA)
+    options = VllmOptions(
+        model_path=smollm2, revision=None, dtype="bfloat16", quantization="none", device="cuda", threads=8,
+        max_model_len=512, max_num_seqs=8, kv_cache_bytes=4 * gib, enforce_eager=False, per_request_seeds=False, seed=0,
+        trust_remote_code=False, share_weights=True, release_cache=True,
+    )  # fmt: skip
+    engine = VllmEngine(options, tokenizer, layout=layout, eos_token_ids=end_of_sequence_ids(source, tokenizer))
+    lent = attach(skeleton, engine.base_weights(), device="cuda")
+    before = {name: weight.clone() for name, weight in lent.named_parameters()}
+
+    def greedy(tag: str) -> list[tuple[int, ...]]:
+        engine.load_adapter(FlatLora(base(smollm2, "bfloat16"), **LORA, seed=0).export(0))
+        prompt = tuple(tokenizer("The capital of France is")["input_ids"])
+        engine.submit([Request(f"{tag}/{i}", (*prompt, 300 + i), Sampling(0.0, 48)) for i in range(8)])
+        done = {}
+        while engine.unfinished:
+            done |= {c.request_id.split("/")[1]: c.token_ids for c in engine.step()}
+        return [done[name] for name in sorted(done)]
+
+    first = greedy("a")
+    gc.collect()
+    torch.cuda.empty_cache()
+    free = torch.cuda.mem_get_info()[0]
+    engine.release_cache()
+    released = torch.cuda.mem_get_info()[0] - free
+    torch.full((3 * gib,), 255, dtype=torch.uint8, device="cuda")
+    engine.restore_cache()
+    assert released > 3.9 * gib
+    assert abs(torch.cuda.mem_get_info()[0] - free) < 64 << 20
+    assert greedy("b") == first
+    for name, weight in lent.named_parameters():
+        assert torch.equal(weight, before[name])
 
 
 @torch.no_grad()
