@@ -17,13 +17,16 @@ from benchmarks.common import report
 PEERS = {"w": ("trl", "unsloth"), "qlora": ("unsloth",)}
 
 
-def result(module: str, *arguments: str) -> dict[str, Any]:
-    """The JSON line of `python -m benchmarks.<module>`, which is printed, too."""
+def result(module: str, *arguments: str) -> dict[str, Any] | None:
+    """The JSON line of `python -m benchmarks.<module>`, which is printed, too; None if it fails."""
     command = [sys.executable, "-m", f"benchmarks.{module}", *arguments]
     done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
     lines = [line for line in done.stdout.splitlines() if line.startswith('{"benchmark"')]
     if not lines:
-        raise SystemExit(f"{' '.join(command)} gave no result (exit code {done.returncode}):\n{done.stdout[-2000:]}")
+        print(
+            f"{' '.join(command)} gave no result (exit code {done.returncode}):\n{done.stdout[-2000:]}", file=sys.stderr
+        )
+        return None
     print(lines[-1], flush=True)
     return json.loads(lines[-1])
 
@@ -36,14 +39,19 @@ def main() -> None:
     arguments = parser.parse_args()
     steps = ("--steps", str(arguments.steps))
     ours = result("step", arguments.case, *steps)
+    assert ours is not None
     for peer in PEERS[arguments.case]:
         if importlib.util.find_spec(peer) is None:
             continue
         theirs = result("peer_step", peer, arguments.case, *steps, "--utilization", arguments.utilization)
+        if theirs is None:
+            continue
         memory, cache = theirs["process_gib_highest"], theirs["kv_cache_gib"]
         within = result(
             "step", arguments.case, *steps, f"hardware.vram_gib={memory:.2f}", f"engine.kv_cache_gib={cache:.2f}"
         )
+        if within is None:
+            continue
         report(
             benchmark="compare", case=arguments.case, peer=peer, peer_seconds=theirs["seconds_median"], peer_gib=memory,
             kv_cache_gib=cache, seconds=ours["seconds_median"], gib=ours["process_gib_highest"],

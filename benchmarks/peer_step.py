@@ -6,7 +6,6 @@ in it, which takes what is left of the share of the card that the engine is give
 """
 
 import argparse
-import gc
 import statistics
 import tempfile
 from pathlib import Path
@@ -72,15 +71,11 @@ def unsloth_trainer(settings: Settings, arguments: argparse.Namespace, folder: P
     return GRPOTrainer(model=model, args=args, **{**shared, "processing_class": tokenizer})
 
 
-def cache_gib(settings: Settings) -> float:
-    """The key-value cache of the one vLLM engine in this process."""
-    from vllm import LLM
-
-    (engine,) = [x for x in gc.get_objects() if isinstance(x, LLM)]
+def cache_gib(engine: Any, settings: Settings) -> float:
+    """The key-value cache of a vLLM engine."""
     cache, model = engine.llm_engine.vllm_config.cache_config, AutoConfig.from_pretrained(settings.model.path)
     width = model.num_key_value_heads * model.hidden_size // model.num_attention_heads
-    blocks: Any = cache.num_gpu_blocks
-    return blocks * cache.block_size * 2 * model.num_hidden_layers * width * 2 / 2**30
+    return cache.num_gpu_blocks * cache.block_size * 2 * model.num_hidden_layers * width * 2 / 2**30
 
 
 def main() -> None:
@@ -119,7 +114,8 @@ def main() -> None:
         memory = DriverMemory(folder / "none")
         trainer.train()
         held = [gib - before for _, gib in memory.finish()]
-        cache = cache_gib(settings)
+        engine = trainer.vllm_generation.llm if arguments.peer == "trl" else trainer.model.vllm_engine
+        cache = cache_gib(engine, settings)
     steady = [row["seconds"] for row in times.rows[WARM:]]
     report(
         benchmark="peer_step", peer=arguments.peer, case=arguments.case, engine_share_of_card=arguments.utilization,

@@ -65,6 +65,8 @@ def run(case: str, steps: int, overrides: list[str]) -> None:
         samples = memory.finish()
         lines = metrics.read_text().splitlines(keepends=True)
     rows = [json.loads(line) for line in lines]
+    if len(rows) <= WARM:
+        raise SystemExit(f"{case}: {len(rows)} steps (exit code {code}), of which the first {WARM} do not count")
     steady, since, until = rows[WARM:], sum(map(len, lines[:WARM])), sum(map(len, lines))
     held = [gib - before for written, gib in samples if since <= written < until]
     import torch
