@@ -27,42 +27,46 @@ from conf.errors import UsageError
 from conf.schema import Settings, register
 
 if TYPE_CHECKING:
+    from actors.runtime import Promise
+    from learner.learner import StepStats
     from session import Session
 
 
 def train(session: Session, stop: Stop) -> None:
     """Train until `run.steps` optimizer steps are done or a signal asks to stop."""
-    s = session.settings
+    s, ledger = session.settings, session.ledger
     batch_size, max_staleness = s.algorithm.prompts_per_step, s.runtime.max_staleness
-    replay, ledger, learner = session.replay, session.ledger, session.learner
-    while learner.version < s.run.steps and not stop.requested:
+    batch: list[int] = []
+    learning: Promise[StepStats] | None = None
+    while session.version < s.run.steps and not stop.requested:
         # Hand out prompts: a batch for the version that is being trained, and one for each that may lag behind.
         free = batch_size * (1 + max_staleness) - len(ledger.open)
-        session.dispatch(ledger.next(free, version=learner.version))
+        session.dispatch(ledger.next(free, version=session.version))
 
         # Learn once a batch is there, unless it would leave a group too old that is still being sampled. With
-        # max_staleness 0 that is any group at all: the engine is drained before each update.
-        batch = replay.oldest(batch_size)
-        waiting_for = ledger.oldest_version(besides=batch)
-        too_old = waiting_for is not None and learner.version + 1 - waiting_for > max_staleness
-        if len(batch) < batch_size or too_old:
-            # Until then: sample until something finishes, score it, and queue what has been scored.
-            replay.put(session.scored(session.pump()))
+        # max_staleness 0 that is any group at all: the engines are drained before each update.
+        if learning is None:
+            batch = session.ready(batch_size)
+            waiting_for = ledger.oldest_version(besides=batch)
+            too_old = waiting_for is not None and session.version + 1 - waiting_for > max_staleness
+            if len(batch) == batch_size and not too_old:
+                learning = session.learn(batch)
+
+        # Until then, and while the learner works elsewhere: sample, score and queue.
+        if learning is None or not session.is_there(learning):
+            session.work(learning)
             continue
-        table = replay.take(batch_size, version=learner.version, max_staleness=max_staleness)
-        assert table is not None
-        with session.learning():
-            stats = learner.step(table)
-        ledger.finish(batch)
+        stats, learning = learning.result(), None
 
         # Pass the new adapter on. Unfinished sequences stay in the engines and go on under it.
-        session.broadcast(learner.adapter())
+        session.finish_step(batch, stats)
 
-        session.record(table, stats)
-        if learner.version % s.run.checkpoint_every == 0 or learner.version == s.run.steps:
+        if session.version % s.run.checkpoint_every == 0 or session.version == s.run.steps:
             session.save()
-        if s.evaluation.every and learner.version % s.evaluation.every == 0 and learner.version < s.run.steps:
+        if s.evaluation.every and session.version % s.evaluation.every == 0 and session.version < s.run.steps:
             session.evaluate()
+    if learning is not None:
+        session.finish_step(batch, learning.result())
     if stop.requested:
         session.save()
 

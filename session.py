@@ -1,5 +1,5 @@
-"""Session: what surrounds the loop in launch.py. It builds the workers, keeps the run folder, scores, evaluates,
-records and resumes.
+"""Session: what surrounds the loop in launch.py. It makes the workers, keeps the run folder, evaluates, records and
+resumes.
 
 Knows every package; holds no mathematics.
 """
@@ -10,10 +10,10 @@ import contextlib
 import dataclasses
 import gc
 import json
-import math
+import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,24 +32,43 @@ from actors.build import (
 )
 from actors.engine import Engine
 from actors.ledger import Ledger
+from actors.pipeline import Limits, Pipeline
 from actors.replay import Replay
 from actors.reward import RewardWorker
-from actors.rollout import RolloutWorker
-from actors.runtime import Handle, LocalRuntime
-from actors.schema import to_batch
+from actors.runtime import LocalRuntime, Promise, Runtime, passed, set_ray_environment
 from actors.sources import DataError
-from actors.types import Adapter, Group, Prompt, Sampling
+from actors.types import Group, Prompt, Sampling
 from conf.errors import UsageError
 from conf.schema import Settings
-from learner import checkpoint
-from learner.build import build_learner, draw
+from learner.build import Blueprint, draw, settle
 from learner.learner import StepStats
+from learner.worker import LearnerWorker
 from report import evaluation, metrics
+from report.recorder import Recorder
 from report.run_folder import RunFolder
 from report.table import Progress, show_evaluations
 from rewards.sample import Sample
+from workers import make_learner, make_rollout
 
 HOPELESS = 8  # batches in a row of which nothing can be scored
+
+
+def build_runtime(settings: Settings, folder: Path) -> Runtime:
+    """The runtime that `runtime.name` asks for: the only branch between one process and a cluster."""
+    r = settings.runtime
+    if r.name == "local":
+        return LocalRuntime()
+    if r.address is None:
+        set_ray_environment(folder / "ray")
+    from actors.ray_runtime import RayRuntime, Resources
+
+    threads = settings.hardware.threads or 1
+    gpus = float(settings.hardware.device == "cuda")
+    resources = {
+        "rollout": Resources(r.rollout_workers, threads, gpus), "learner": Resources(1, threads, gpus),
+        "reward": Resources(r.reward_workers, 0.1), "replay": Resources(1, 0.1), "recorder": Resources(1, 0.1),
+    }  # fmt: skip
+    return RayRuntime(resources, folder=folder, address=r.address, start_seconds=r.start_seconds)
 
 
 class Session:
@@ -59,154 +78,143 @@ class Session:
     """
 
     def __init__(self, settings: Settings, console: Console, *, engine: Engine | None = None) -> None:
-        self.settings = s = settings
+        self.settings = s = _for_this_runtime(settings)
         self._console = console
         transformers_logging.disable_progress_bar()
         transformers_logging.set_verbosity_error()
         self.folder = RunFolder(Path(s.run.folder))
-        runtime = LocalRuntime()
-        self._rewards: list[Handle[RewardWorker]] = [
-            runtime.start(lambda: build_reward_worker(s), background=True) for _ in range(s.reward.workers)
-        ]
+        self._runtime = runtime = build_runtime(s, self.folder.path.resolve())
+        self.pipeline = Pipeline(runtime, limits=self._limits(), note=self._note)
+        self.pipeline.start("reward", s.runtime.reward_workers, lambda _: partial(build_reward_worker, s))
         rows, held_out_rows = build_rows(s)
-        machine = build_machine(s)
         self._source, tokenizer = build_model_source(s)
         self.prompts = build_prompts(s, rows, held_out_rows, tokenizer)
         self._introduce(rows.prompt_column, rows.answer_column, rows.bad)
         self._check_gold(has_answers=rows.answer_column is not None)
-
-        blueprint = draw(s, machine, self._source)
-        self.settings = s = blueprint.settings
-        name, reason = choose_engine(s, machine)
-        self._note(f"engine {name} ({reason}) on {machine.device} in {machine.dtype}; model {self._source.origin}")
-        if s.model.dtype == "bfloat16" and machine.dtype == "float16":
-            self._note("this card has no bfloat16: computing in float16 instead")
-        for line in blueprint.notes:
-            self._note(line)
-
+        self.settings = s = settle(s, self._source)
         self._identity = self._describe()
-        self.folder.claim(self._identity, dataclasses.asdict(s), resume=s.run.resume)
-        resumed = checkpoint.find(self.folder.checkpoints, s.run.resume)
-        engine = engine or build_engine(s, machine, name, self._source, tokenizer, blueprint.layout)
-        self.learner, origin = build_learner(blueprint, machine, self._source, engine=engine)
-        self._note(f"the learner's base weights: {origin}")
-        self.ledger = Ledger()
-        if resumed is not None:
-            checkpoint.load(resumed, self.learner)
-            self.ledger = Ledger.restore(resumed.state["ledger"])
-            self._note(f"going on from {resumed.folder} (step {self.learner.version} of {s.run.steps})")
-        self.replay = self._recover()
 
-        sampling = Sampling(s.sampling.temperature, s.sampling.max_tokens)
-        self._rollouts: list[Handle[RolloutWorker]] = [
-            runtime.start(lambda: RolloutWorker(engine, sampling, group_size=s.algorithm.group_size, seed=s.run.seed))
-        ]
-        self.broadcast(self.learner.adapter())
-        self._metrics = metrics.MetricsLog(self.folder.metrics, self.folder.tensorboard, last_step=self.learner.version)
+        blueprint: Blueprint | None = None
+        self.folder.claim(self._identity, dataclasses.asdict(s), resume=s.run.resume)
+        if s.runtime.name == "local":
+            machine = build_machine(s)
+            blueprint = draw(s, machine, self._source)
+            self.settings = s = blueprint.settings
+            name, reason = choose_engine(s, machine)
+            self._note(f"engine {name} ({reason}) on {machine.device} in {machine.dtype}; model {self._source.origin}")
+            if s.model.dtype == "bfloat16" and machine.dtype == "float16":
+                self._note("this card has no bfloat16: computing in float16 instead")
+            for line in blueprint.notes:
+                self._note(line)
+            if engine is None:
+                engine = build_engine(s, machine, name, self._source, tokenizer, blueprint.layout)
+
+        checkpoints = self.folder.checkpoints.resolve()
+        self.pipeline.start("rollout", s.runtime.rollout_workers, lambda name: partial(make_rollout, s, name, engine))
+        self._learner = runtime.start(
+            "learner", partial(make_learner, s, checkpoints, blueprint, engine), name="learner-0"
+        )
+        for line in self._learner.submit(LearnerWorker.notes).result():
+            self._note(line)
+        self.ledger, self.version = Ledger(), 0
+        resumed = self._learner.submit(LearnerWorker.resume, s.run.resume).result()
+        if resumed is not None:
+            where, state = resumed
+            self.ledger, self.version = Ledger.restore(state["ledger"]), state["version"]
+            self._note(f"going on from {where} (step {self.version} of {s.run.steps})")
+        self._held: set[int] = set()
+        self._recover()
+        self._broadcast()
+
+        files = (self.folder.metrics, self.folder.tensorboard, self.folder.completions)
+        self._recorder = runtime.start(
+            "recorder", partial(Recorder, *(f.resolve() for f in files), last_step=self.version), name="recorder-0"
+        )
         self._progress = Progress(console, s.run.steps).__enter__()
-        self._scoring: set[Future[Group]] = set()
-        self._next_reward = 0
+        self._sampling = Sampling(s.sampling.temperature, s.sampling.max_tokens)
+        self._table: Promise[pa.Table] | None = None
         self._unscorable = 0
         self._hopeless = 0
-        self._last_error = ""
-        self._tokens, self._rollout_seconds = 0, 0.0
         self._started = time.monotonic()
         gc.freeze()  # millions of objects of models and libraries that no collection need look at again
 
-    # Rollout and scoring
+    # The loop's verbs
 
     def dispatch(self, ordinals: Sequence[int]) -> None:
-        """Start the groups of these ordinals on the rollout workers in turn."""
-        shares: list[list[Prompt]] = [[] for _ in self._rollouts]
-        for ordinal in ordinals:
-            shares[ordinal % len(shares)].append(self.prompts.at(ordinal))
-        for worker, share in zip(self._rollouts, shares, strict=True):
-            if share:
-                worker.submit(RolloutWorker.dispatch, share).result()
-
-    def pump(self) -> list[Group]:
-        """Let the rollout workers sample until some group finishes."""
-        groups: list[Group] = []
-        for worker in self._rollouts:
-            pumped = worker.submit(RolloutWorker.pump).result()
-            groups += pumped.groups
-            self._tokens += pumped.tokens
-            self._rollout_seconds += pumped.seconds
-        return groups
-
-    def scored(self, groups: Iterable[Group]) -> list[pa.RecordBatch]:
-        """Hand `groups` to the reward workers; return what has been scored by now, less the unscorable.
-
-        Scoring runs beside sampling. If sampling brought nothing, this waits for a score.
-        """
-        groups = list(groups)
-        self._scoring |= {self._score(group) for group in groups}
-        timeout = 0.0 if groups else 1.0
-        done, self._scoring = (
-            wait(self._scoring, timeout=timeout, return_when=FIRST_COMPLETED) if self._scoring else (set(), set())
+        """Start the groups of these ordinals."""
+        self.pipeline.dispatch(
+            [self.prompts.at(ordinal) for ordinal in ordinals], self._sampling, self.settings.algorithm.group_size
         )
-        good: list[pa.RecordBatch] = []
-        for future in done:
-            group = future.result()
-            if self._has_quorum(group):
-                good.append(to_batch(group))
+
+    def ready(self, count: int) -> list[int]:
+        """The `count` lowest ordinals that the replay holds."""
+        return sorted(self._held)[:count]
+
+    def work(self, besides: Promise[Any] | None = None) -> None:
+        """Sample, score and queue until something finishes, or `besides` is there."""
+        for verdict in self.pipeline.work(*([] if besides is None else [besides])):
+            self._unscorable += verdict.unscorable
+            if verdict.accepted:
+                self._held.add(verdict.ordinal)
             else:
-                self._give_up(group)
-        return good
+                self._give_up(verdict.ordinal, verdict.error)
+
+    def is_there(self, promise: Promise[Any]) -> bool:
+        return bool(self._runtime.wait([promise], 0.0))
+
+    def learn(self, ordinals: Sequence[int]) -> Promise[StepStats]:
+        """Let the learner step on these groups; in one process it is done when this returns."""
+        s = self.settings
+        replay = self.pipeline.one("replay")
+        self._table = replay.submit(Replay.batch, list(ordinals), self.version, s.runtime.max_staleness)
+        self._held -= set(ordinals)
+        with self._cache_lent():
+            return self._learner.submit(LearnerWorker.step, passed(self._table))
+
+    def finish_step(self, ordinals: Sequence[int], stats: StepStats) -> None:
+        """The step is done: pass the new adapter on, let go of the rows, and write and show what happened."""
+        self.version += 1
+        self.ledger.finish(ordinals)
+        self._broadcast()
+        assert self._table is not None
+        numbers = {
+            "rollout_tokens": self.pipeline.tokens, "rollout_seconds": self.pipeline.seconds,
+            "seconds": time.monotonic() - self._started, "unscorable": self._unscorable, "given_up": self.ledger.given_up,
+        }  # fmt: skip
+        recorded = self._recorder.submit(Recorder.record, passed(self._table), stats, self.version, numbers)
+        self._progress.step(recorded.result())
+        self.pipeline.one("replay").submit(Replay.drop, list(ordinals))
+        self._table = None
+        self._unscorable = self._hopeless = self.pipeline.tokens = 0
+        self.pipeline.seconds, self._started = 0.0, time.monotonic()
 
     @contextlib.contextmanager
-    def learning(self) -> Iterator[None]:
+    def _cache_lent(self) -> Any:
         """Within, the learner has the memory of the engine's cache, if the memory plan says that it needs it."""
-        lenders = self._rollouts if self.settings.engine.release_cache else []
-        for worker in lenders:
-            worker.submit(RolloutWorker.release_cache).result()
+        lends = bool(self.settings.engine.release_cache)
+        if lends:
+            self.pipeline.lend_cache(True)
         try:
             yield
         finally:
-            for worker in lenders:
-                worker.submit(RolloutWorker.restore_cache).result()
+            if lends:
+                self.pipeline.lend_cache(False)
 
-    def broadcast(self, adapter: Adapter) -> None:
-        """Pass `adapter` to every rollout worker."""
-        for future in [worker.submit(RolloutWorker.load_adapter, adapter) for worker in self._rollouts]:
-            future.result()
+    def _broadcast(self) -> None:
+        self.pipeline.broadcast(self._learner.submit(LearnerWorker.adapter))
 
-    def _score(self, group: Group, evaluate: bool = False) -> Future[Group]:
-        self._next_reward = (self._next_reward + 1) % len(self._rewards)
-        return self._rewards[self._next_reward].submit(RewardWorker.score, group, evaluate)
-
-    def _has_quorum(self, group: Group) -> bool:
-        scorable = sum(score.reward is not None for score in group.scores)
-        self._unscorable += len(group.scores) - scorable
-        self._last_error = next((score.error for score in group.scores if score.error), self._last_error)
-        return scorable >= max(2, math.ceil(self.settings.reward.quorum * len(group.scores)))
-
-    def _give_up(self, group: Group) -> None:
-        self.ledger.finish([group.prompt.ordinal], given_up=True)
+    def _give_up(self, ordinal: int, error: str | None) -> None:
+        self.ledger.finish([ordinal], given_up=True)
         self._hopeless += 1
         if self._hopeless > HOPELESS * self.settings.algorithm.prompts_per_step:
-            raise UsageError(
-                f"{self._hopeless} groups in a row could not be scored; the last reason: {self._last_error}"
-            )
+            raise UsageError(f"{self._hopeless} groups in a row could not be scored; the last reason: {error}")
 
-    # What a step leaves behind
-
-    def record(self, table: pa.Table, stats: StepStats) -> None:
-        """Write the step's metrics and completions, and show them."""
-        row = metrics.step_row(
-            table, stats, version=self.learner.version, rollout_tokens=self._tokens, rollout_seconds=self._rollout_seconds,
-            seconds=time.monotonic() - self._started, unscorable=self._unscorable, given_up=self.ledger.given_up,
-        )  # fmt: skip
-        self._metrics.write(row)
-        metrics.write_completions(self.folder.completions, self.learner.version, table)
-        self._progress.step(row)
-        self._unscorable = self._hopeless = self._tokens = 0
-        self._rollout_seconds, self._started = 0.0, time.monotonic()
+    # What a run leaves behind
 
     def evaluate_once(self) -> None:
         """Evaluate this version unless that has been recorded already (a run that goes on)."""
         recorded = metrics.read(self.folder.evaluations)
-        if not recorded or (recorded[-1]["step"] < self.learner.version == self.settings.run.steps):
+        if not recorded or (recorded[-1]["step"] < self.version == self.settings.run.steps):
             self.evaluate()
 
     def evaluate(self) -> None:
@@ -220,20 +228,15 @@ class Session:
                 self._answers(prompts, temperature=s.sampling.temperature, samples=s.evaluation.samples)
             )
         constant = evaluation.best_constant([prompt.answer for prompt in prompts])
-        row = evaluation.record(self.learner.version, greedy, sampled, constant, time.monotonic() - started)
+        row = evaluation.record(self.version, greedy, sampled, constant, time.monotonic() - started)
         with self.folder.evaluations.open("a") as stream:
             stream.write(json.dumps(row) + "\n")
         drawn = f", sampled {sampled.lenient:.1%}" if sampled else ""
-        self._note(f"evaluation at step {self.learner.version}: greedy {greedy.lenient:.1%}{drawn}")
+        self._note(f"evaluation at step {self.version}: greedy {greedy.lenient:.1%}{drawn}")
         self._started = time.monotonic()
 
     def _answers(self, prompts: Sequence[Prompt], *, temperature: float, samples: int) -> list[Group]:
-        sampling = Sampling(temperature, self.settings.sampling.max_tokens)
-        futures = [
-            self._score(group, True)
-            for group in self._rollouts[0].submit(RolloutWorker.evaluate, prompts, sampling, samples).result()
-        ]
-        return [future.result() for future in futures]
+        return self.pipeline.evaluate(prompts, Sampling(temperature, self.settings.sampling.max_tokens), samples)
 
     def save(self) -> None:
         """Write a checkpoint, then let go of the journal that it makes needless."""
@@ -242,17 +245,14 @@ class Session:
             "settings": dataclasses.asdict(self.settings),
             "identity": self._identity,
         }
-        folder = checkpoint.save(
-            self.folder.checkpoints, self.learner, state, base_model=self.settings.model.path,
-            keep=self.settings.run.keep_checkpoints,
-        )  # fmt: skip
-        self.replay.release(self.ledger.is_finished)
+        folder = self._learner.submit(LearnerWorker.save, state).result()
+        self.pipeline.one("replay").submit(Replay.release, self.ledger.is_finished).result()
         self._note(f"saved {folder}")
 
     def finish(self) -> None:
         """Evaluate the trained adapter, write it in PEFT layout, and show what training did."""
         self.evaluate_once()
-        checkpoint.save_adapter(self.folder.adapter, self.learner.adapter(), base_model=self.settings.model.path)
+        self._learner.submit(LearnerWorker.save_adapter, self.folder.adapter.resolve()).result()
         self._progress.__exit__(None, None, None)
         show_evaluations(self._console, metrics.read(self.folder.evaluations))
         self._note(f"the adapter is in {self.folder.adapter}, curves and completions beside it")
@@ -260,10 +260,10 @@ class Session:
     def close(self) -> None:
         """Stop the workers and let go of the folder."""
         self._progress.__exit__(None, None, None)
-        for handle in [*self._rewards, *self._rollouts]:
-            handle.close()
-        self._metrics.close()
-        self.replay.close()
+        self.pipeline.close()
+        self._recorder.close()
+        self._learner.close()
+        self._runtime.close()
         self.folder.close()
 
     # Before the first step
@@ -286,7 +286,7 @@ class Session:
         self._note(f"the first prompt, as the model sees it:\n{prompt.text}")
         if prompt.answer is None or not has_answers:
             return
-        worker = self._rewards[0]
+        worker = self.pipeline.one("reward")
         completion, full = worker.submit(RewardWorker.gold, prompt.answer).result()
         sample = Sample(prompt.question, completion, prompt.answer, prompt.task, metadata=json.loads(prompt.metadata))
         score = worker.submit(RewardWorker.score_sample, sample).result()
@@ -311,29 +311,56 @@ class Session:
             "data.source": s.data.source, "the training prompts (hash)": self.prompts.fingerprint(), "run.seed": s.run.seed,
         }  # fmt: skip
 
-    def _recover(self) -> Replay:
-        """The replay with what was acknowledged, is not trained and may still be.
+    def _recover(self) -> None:
+        """Start the replay with what was acknowledged, is not trained and may still be.
 
         Strictly on-policy, a batch is kept only if it is whole: half a batch sampled again beside a half from the
         journal would differ in its last bits from the batch of a run that was never interrupted.
         """
-        s, version = self.settings, self.learner.version
+        s = self.settings
         batch_size = s.algorithm.prompts_per_step
-        replay = Replay(self.folder.journal, capacity=2 * batch_size * (1 + s.runtime.max_staleness))
+        self.pipeline.start("replay", 1, lambda _: self._make_replay())
+        replay = self.pipeline.one("replay")
+        held, torn = replay.submit(Replay.held).result(), replay.submit(Replay.torn).result()
+        if s.runtime.max_staleness == 0 and len(held) < batch_size:
+            replay.submit(Replay.clear).result()
+            held = []
+        self._held = set(held)
+        self.ledger.open |= dict.fromkeys(held, self.version)
+        if held or torn:
+            self._note(f"{len(held)} scored groups recovered from the journal; {torn} torn bytes cut")
 
-        def usable(batch: pa.RecordBatch) -> bool:
-            versions = [span["version"] for spans in batch.column("version_spans").to_pylist() for span in spans]
-            fresh = max(versions) <= version and version - min(versions) <= s.runtime.max_staleness
-            return fresh and not self.ledger.is_finished(batch.column("ordinal")[0].as_py())
+    def _make_replay(self) -> Any:
+        """How to make a replay now, from its journal."""
+        s = self.settings
+        capacity = 2 * s.algorithm.prompts_per_step * (1 + s.runtime.max_staleness)
+        usable = partial(_is_usable, ledger=self.ledger, version=self.version, max_staleness=s.runtime.max_staleness)
+        return partial(_recovered, self.folder.journal.resolve(), capacity, s.reward.quorum, usable)
 
-        replay.recover(usable)
-        if s.runtime.max_staleness == 0 and len(replay) < batch_size:
-            replay.clear()
-        held = replay.oldest(len(replay))
-        self.ledger.open |= dict.fromkeys(held, version)
-        if held or replay.torn_bytes:
-            self._note(f"{len(held)} scored groups recovered from the journal; {replay.torn_bytes} torn bytes cut")
-        return replay
+    def _limits(self) -> Limits:
+        r = self.settings.runtime
+        return Limits() if r.name == "local" else Limits(r.start_seconds, r.stall_seconds, r.max_losses)
 
     def _note(self, text: str) -> None:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _for_this_runtime(settings: Settings) -> Settings:
+    """Workers that share this machine's cores get a share of them each."""
+    r, hardware = settings.runtime, settings.hardware
+    if r.name == "local" or hardware.threads is not None:
+        return settings
+    threads = max(1, len(os.sched_getaffinity(0)) // (r.rollout_workers + 1))
+    return dataclasses.replace(settings, hardware=dataclasses.replace(hardware, threads=threads))
+
+
+def _is_usable(batch: pa.RecordBatch, *, ledger: Ledger, version: int, max_staleness: int) -> bool:
+    versions = [span["version"] for spans in batch.column("version_spans").to_pylist() for span in spans]
+    fresh = max(versions) <= version and version - min(versions) <= max_staleness
+    return fresh and not ledger.is_finished(batch.column("ordinal")[0].as_py())
+
+
+def _recovered(journal: Path, capacity: int, quorum: float, usable: Any) -> Replay:
+    replay = Replay(journal, capacity=capacity, quorum=quorum)
+    replay.recover(usable)
+    return replay

@@ -1,10 +1,11 @@
 """Replay: the bounded queue of scored groups between rollout and learner, journaled on disk.
 
-`put` acknowledges a group once it is on the disk. A journal segment is a file of records, each with its length and
-checksum before an Arrow stream of one group. The learner's checkpoint says which ordinals were trained; `recover`
+`admit` and `put` acknowledge a group once it is on the disk. A journal segment is a file of records, each with its length
+and checksum before an Arrow stream of one group. The learner's checkpoint says which ordinals were trained; `recover`
 gives back what was acknowledged and not trained. Knows Arrow and files; knows neither Ray, vLLM nor torch.
 """
 
+import math
 import os
 import struct
 import zlib
@@ -15,7 +16,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from actors.disk import sync
-from actors.schema import SCHEMA, validate
+from actors.schema import SCHEMA, to_batch, validate
+from actors.types import Group
 from conf.errors import UsageError
 
 HEADER = struct.Struct("<4sII")  # magic, length and crc32 of the payload
@@ -32,29 +34,45 @@ class _Segment:
     ordinals: set[int] = field(default_factory=set)
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a scored group: `accepted` into the replay or not, and how many of its samples are unscorable, with
+    one of their reasons."""
+
+    ordinal: int
+    accepted: bool
+    unscorable: int
+    error: str | None = None
+
+
 class Replay:
-    """At most `capacity` groups, given out oldest ordinal first.
+    """At most `capacity` groups, each with at least two scorable samples and `quorum` of them.
 
     `folder` holds the journal. A new segment begins when the current one exceeds `segment_bytes`.
     """
 
-    def __init__(self, folder: Path, *, capacity: int, segment_bytes: int = 64 << 20) -> None:
+    def __init__(self, folder: Path, *, capacity: int, quorum: float = 0.5, segment_bytes: int = 64 << 20) -> None:
         self._folder = folder
         self._capacity = capacity
+        self._quorum = quorum
         self._segment_bytes = segment_bytes
         self._held: dict[int, pa.RecordBatch] = {}
         self._segments: list[_Segment] = []
         self._file: int | None = None
         self.refused = 0
-        self.torn_bytes = 0
+        self._torn_bytes = 0
         folder.mkdir(parents=True, exist_ok=True)
 
     def __len__(self) -> int:
         return len(self._held)
 
-    def oldest(self, count: int) -> list[int]:
-        """The `count` lowest ordinals that are held."""
-        return sorted(self._held)[:count]
+    def held(self) -> list[int]:
+        """The ordinals of what is held, lowest first."""
+        return sorted(self._held)
+
+    def torn(self) -> int:
+        """Bytes at the journal's end that a machine's death cut short, and `recover` cut off."""
+        return self._torn_bytes
 
     def recover(self, keep: Callable[[pa.RecordBatch], bool]) -> None:
         """Read the journal and hold every group that `keep` wants; the last record of the last file may be torn.
@@ -72,6 +90,15 @@ class Replay:
         for file in files:
             file.unlink()
         sync(self._folder)
+
+    def admit(self, group: Group) -> Verdict:
+        """Hold a scored group, once; again it is accepted and nothing happens."""
+        scorable = sum(score.reward is not None for score in group.scores)
+        error = next((score.error for score in group.scores if score.error), None)
+        accepted = scorable >= max(2, math.ceil(self._quorum * len(group.scores)))
+        if accepted and group.prompt.ordinal not in self._held:
+            self.put([to_batch(group)])
+        return Verdict(group.prompt.ordinal, accepted, len(group.scores) - scorable, error)
 
     def put(self, batches: Sequence[pa.RecordBatch]) -> list[int]:
         """Hold groups and return their ordinals once they are on the disk; one write and one sync for all.
@@ -96,22 +123,23 @@ class Replay:
             self._held |= fresh
         return list(fresh)
 
-    def take(self, count: int, *, version: int, max_staleness: int) -> pa.Table | None:
-        """The `count` oldest groups as one table (rows by ordinal, then sample), or None while there are fewer.
+    def batch(self, ordinals: Sequence[int], version: int, max_staleness: int) -> pa.Table:
+        """These groups as one table (rows in the order of `ordinals`, then by sample). They stay until `drop`.
 
         Raises RuntimeError if a row was sampled by a version more than `max_staleness` behind `version`.
         """
-        if len(self._held) < count:
-            return None
-        table = pa.Table.from_batches([self._held[ordinal] for ordinal in self.oldest(count)], schema=SCHEMA)
+        table = pa.Table.from_batches([self._held[ordinal] for ordinal in ordinals], schema=SCHEMA)
         oldest = min(span["version"] for spans in table.column("version_spans").to_pylist() for span in spans)
         if version - oldest > max_staleness:
             raise RuntimeError(
                 f"a row of version {oldest} would train version {version}, over max_staleness={max_staleness}"
             )
-        for ordinal in set(table.column("ordinal").to_pylist()):
-            del self._held[ordinal]
         return table
+
+    def drop(self, ordinals: Sequence[int]) -> None:
+        """These were trained: let go of them (the journal does at the next `release`)."""
+        for ordinal in ordinals:
+            del self._held[ordinal]
 
     def clear(self) -> None:
         """Let go of every group that is held, in the journal too: their ordinals will be sampled again."""
@@ -165,7 +193,7 @@ class Replay:
                 # A write that the machine's death cut short can only be the last one.
                 if not is_last or end < len(data):
                     raise JournalError(f"{file} is damaged at byte {offset}: the record does not match its checksum")
-                self.torn_bytes += len(data) - offset
+                self._torn_bytes += len(data) - offset
                 break
             batches.append(pa.ipc.open_stream(payload).read_next_batch())
             offset = end

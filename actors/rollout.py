@@ -22,50 +22,64 @@ class _Open:
 
 @dataclass(frozen=True)
 class Pumped:
-    """What one pump brought: finished groups, and how many tokens were sampled in how many seconds."""
+    """What one pump brought: the ordinals of finished groups, and how many tokens were sampled in how many seconds."""
 
-    groups: list[Group]
+    finished: list[int]
     tokens: int
     seconds: float
 
 
 class RolloutWorker:
-    """Samples `group_size` completions of each dispatched prompt.
+    """Samples completions of the dispatched prompts.
 
     The seed of a sample is a function of (run seed, ordinal, sample): who samples it, and when, does not matter.
     """
 
-    def __init__(
-        self, engine: Engine, sampling: Sampling, *, group_size: int, seed: int, name: str = "rollout-0"
-    ) -> None:
+    def __init__(self, engine: Engine, *, seed: int, name: str = "rollout-0") -> None:
         self._engine = engine
-        self._sampling = sampling
-        self._group_size = group_size
         self._seed = seed
         self._name = name
         self._open: dict[str, _Open] = {}
+        self._finished: dict[int, Group] = {}
         self._serial = 0
-        self._backlog: list[Group] = []
 
     @property
     def unfinished(self) -> int:
         """Sequences that the engine still has to finish."""
         return self._engine.unfinished
 
-    def dispatch(self, prompts: Sequence[Prompt], attempt: int = 0) -> None:
-        """Start a group of each prompt."""
+    def dispatch(self, prompts: Sequence[Prompt], sampling: Sampling, samples: int, attempt: int = 0) -> None:
+        """Start a group of `samples` completions of each prompt."""
         for prompt in prompts:
-            self._submit(prompt, self._sampling, size=self._group_size, attempt=attempt)
+            key = f"{self._serial}"
+            self._serial += 1
+            self._open[key] = _Open(prompt, attempt, samples)
+            self._engine.submit(
+                [
+                    Request(
+                        request_id=f"{key}/{i}",
+                        prompt_token_ids=prompt.token_ids,
+                        sampling=Sampling(
+                            sampling.temperature, sampling.max_tokens, self._sample_seed(prompt.ordinal, i)
+                        ),
+                    )
+                    for i in range(samples)
+                ]
+            )
 
     def pump(self, seconds: float = 1.0, groups: int = 1) -> Pumped:
         """Sample until `groups` groups have finished, `seconds` have passed or nothing is left to do."""
-        start, tokens, finished = time.monotonic(), 0, self._backlog
-        self._backlog = []
+        start, tokens, finished = time.monotonic(), 0, []
         while self._engine.unfinished and len(finished) < groups and time.monotonic() - start < seconds:
             found, count = self._step()
-            finished += found
+            self._finished |= {group.prompt.ordinal: group for group in found}
+            finished += [group.prompt.ordinal for group in found]
             tokens += count
         return Pumped(finished, tokens, time.monotonic() - start)
+
+    def collect(self, ordinal: int) -> Group:
+        """Hand over a group that a pump said is finished."""
+        return self._finished.pop(ordinal)
 
     def load_adapter(self, adapter: Adapter) -> None:
         """Sample from `adapter` from now on; unfinished sequences go on under it."""
@@ -78,37 +92,6 @@ class RolloutWorker:
     def restore_cache(self) -> None:
         """Take it back."""
         self._engine.restore_cache()
-
-    def evaluate(self, prompts: Sequence[Prompt], sampling: Sampling, samples: int) -> list[Group]:
-        """`samples` completions of each prompt, in the order of `prompts`.
-
-        Training groups that finish meanwhile are returned by the next pump.
-        """
-        for prompt in prompts:
-            self._submit(prompt, sampling, size=samples, attempt=0)
-        wanted, found = {prompt.ordinal for prompt in prompts}, dict[int, Group]()
-        while len(found) < len(wanted):
-            for group in self._step()[0]:
-                if group.prompt.ordinal in wanted:
-                    found[group.prompt.ordinal] = group
-                else:
-                    self._backlog.append(group)
-        return [found[prompt.ordinal] for prompt in prompts]
-
-    def _submit(self, prompt: Prompt, sampling: Sampling, *, size: int, attempt: int) -> None:
-        key = f"{self._serial}"
-        self._serial += 1
-        self._open[key] = _Open(prompt, attempt, size)
-        self._engine.submit(
-            [
-                Request(
-                    request_id=f"{key}/{i}",
-                    prompt_token_ids=prompt.token_ids,
-                    sampling=Sampling(sampling.temperature, sampling.max_tokens, self._sample_seed(prompt.ordinal, i)),
-                )
-                for i in range(size)
-            ]
-        )
 
     def _step(self) -> tuple[list[Group], int]:
         finished, tokens = [], 0

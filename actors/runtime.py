@@ -1,61 +1,147 @@
-"""How workers are run: a Handle on each, and the runtime that makes them.
+"""How workers are run: promises, handles on workers, and the runtime that keeps everything in one process.
 
-A worker is a plain class; a handle calls one of its methods and gives a future. Here every call is made at once, in
-this process; `background` workers get a thread of their own (scoring waits on child processes, not on this one).
+A worker is a plain class that knows nothing of this. A handle calls one of its methods and gives a promise; a promise
+that is passed to another call travels by reference. ray_runtime.py does the same over a cluster.
 """
 
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Concatenate, Generic, ParamSpec, Protocol, TypeVar
+import os
+import secrets
+from collections.abc import Callable, Collection
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, cast
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+class WorkerLost(Exception):
+    """Worker `name` died, or was ended because it did not answer; the message says how."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name}: {reason}")
+        self.name = name
+        self.reason = reason
+
+
+class Promise(Protocol[T_co]):
+    """What a call will bring."""
+
+    def result(self) -> T_co:
+        """Wait for it and fetch it. Raises WorkerLost, or what the call raised."""
+        ...
+
+
+def passed(promise: Promise[T]) -> T:
+    """`promise` as an argument of another call, which will see its result."""
+    return cast(Any, promise)
 
 
 class Handle(Protocol[T]):
     """A worker somewhere. `submit(Worker.method, ...)` keeps the call type-checked."""
 
-    def submit(self, method: Callable[Concatenate[T, P], R], *args: P.args, **kwargs: P.kwargs) -> Future[R]: ...
+    name: str
+
+    def submit(self, method: Callable[Concatenate[T, P], R], *args: P.args, **kwargs: P.kwargs) -> Promise[R]: ...
+
+    def close(self) -> None:
+        """Let the worker close what it holds, and end it."""
+        ...
+
+    def kill(self) -> None:
+        """End it at once."""
+        ...
+
+
+class Runtime(Protocol):
+    """Makes workers. `kind` is one of rollout, reward, replay, learner and recorder."""
+
+    def start(self, kind: str, factory: Callable[[], T], *, name: str) -> Handle[T]:
+        """A worker made by `factory`, which must not need anything of this process where workers live in others."""
+        ...
+
+    def wait(self, promises: Collection[Promise[Any]], seconds: float) -> list[Promise[Any]]:
+        """Those that are there, once one is or `seconds` have passed."""
+        ...
 
     def close(self) -> None: ...
 
 
+class _Kept(Promise[T]):
+    """A promise of this process."""
+
+    def __init__(self, future: Future[T]) -> None:
+        self.future = future
+
+    def result(self) -> T:
+        return self.future.result()
+
+
+def _unpacked(arguments: tuple[Any, ...]) -> list[Any]:
+    return [a.result() if isinstance(a, _Kept) else a for a in arguments]
+
+
 class LocalHandle(Generic[T]):
-    """A worker in this process: the call is made at once and the future is done."""
+    """A worker in this process: the call is made at once and its promise is there."""
 
-    def __init__(self, worker: T) -> None:
+    def __init__(self, worker: T, name: str) -> None:
         self._worker = worker
+        self.name = name
 
-    def submit(self, method: Callable[Concatenate[T, P], R], *args: P.args, **kwargs: P.kwargs) -> Future[R]:
+    def submit(self, method: Callable[Concatenate[T, P], R], *args: P.args, **kwargs: P.kwargs) -> Promise[R]:
         future: Future[R] = Future()
-        future.set_result(method(self._worker, *args, **kwargs))
-        return future
+        future.set_result(method(self._worker, *_unpacked(args), **kwargs))  # type: ignore[arg-type]
+        return _Kept(future)
 
     def close(self) -> None:
         _close(self._worker)
+
+    def kill(self) -> None:
+        self.close()
 
 
 class ThreadHandle(Generic[T]):
     """A worker in a thread of its own; its calls are made in order."""
 
-    def __init__(self, factory: Callable[[], T]) -> None:
+    def __init__(self, factory: Callable[[], T], name: str) -> None:
         self._thread = ThreadPoolExecutor(max_workers=1)
         self._worker = self._thread.submit(factory).result()
+        self.name = name
 
-    def submit(self, method: Callable[Concatenate[T, P], R], *args: P.args, **kwargs: P.kwargs) -> Future[R]:
-        return self._thread.submit(method, self._worker, *args, **kwargs)
+    def submit(self, method: Callable[Concatenate[T, P], R], *args: P.args, **kwargs: P.kwargs) -> Promise[R]:
+        return _Kept(self._thread.submit(lambda: method(self._worker, *_unpacked(args), **kwargs)))  # type: ignore[arg-type]
 
     def close(self) -> None:
         self._thread.shutdown(cancel_futures=True)
         _close(self._worker)
 
+    def kill(self) -> None:
+        self.close()
+
 
 class LocalRuntime:
-    """Everything in one process."""
+    """Everything in one process. Reward workers get threads: scoring waits on child processes, not on this one."""
 
-    def start(self, factory: Callable[[], T], *, background: bool = False) -> Handle[T]:
-        return ThreadHandle(factory) if background else LocalHandle(factory())
+    def start(self, kind: str, factory: Callable[[], T], *, name: str) -> Handle[T]:
+        return ThreadHandle(factory, name) if kind == "reward" else LocalHandle(factory(), name)
+
+    def wait(self, promises: Collection[Promise[Any]], seconds: float) -> list[Promise[Any]]:
+        kept = {p.future: p for p in promises if isinstance(p, _Kept)}
+        return [kept[future] for future in wait(kept, seconds, return_when=FIRST_COMPLETED).done]
+
+    def close(self) -> None: ...
+
+
+def set_ray_environment(folder: Path) -> None:
+    """Set what Ray reads when it is imported, for a cluster of this run's own: a token, in `folder`, that every caller must
+    show, and no usage reports."""
+    folder.mkdir(exist_ok=True)
+    token = folder / "token"
+    with os.fdopen(os.open(token, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as stream:
+        stream.write(secrets.token_hex(32))
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
 
 
 def _close(worker: object) -> None:

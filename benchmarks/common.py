@@ -2,6 +2,7 @@
 
 import json
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import Any
@@ -13,6 +14,8 @@ from transformers import PreTrainedTokenizerBase
 
 from actors.build import Machine, build_engine, build_machine, build_model_source, choose_engine
 from actors.models import ModelSource
+from actors.rollout import RolloutWorker
+from actors.types import Group, Prompt, Sampling
 from conf.schema import Settings, register
 from learner.build import build_learner, draw
 from learner.learner import Learner
@@ -47,6 +50,15 @@ def build_workers(settings: Settings) -> Workers:
     learner, _ = build_learner(blueprint, machine, source, engine=engine)
     engine.load_adapter(learner.adapter())
     return Workers(blueprint.settings, machine, source, tokenizer, engine, learner)
+
+
+def sample_groups(worker: RolloutWorker, prompts: Sequence[Prompt], sampling: Sampling, samples: int) -> list[Group]:
+    """A group of each prompt, as they finish."""
+    worker.dispatch(prompts, sampling, samples)
+    groups = []
+    while worker.unfinished:
+        groups += [worker.collect(ordinal) for ordinal in worker.pump().finished]
+    return groups
 
 
 def report(**result: Any) -> None:

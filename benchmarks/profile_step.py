@@ -21,15 +21,7 @@ from actors.build import (
 from actors.rollout import RolloutWorker
 from actors.schema import to_batch
 from actors.types import Group, Sampling, Score
-from benchmarks.common import build_workers, settings_from
-
-
-def rollout(worker: RolloutWorker, prompts: list) -> list[Group]:
-    worker.dispatch(prompts)
-    groups = []
-    while worker.unfinished:
-        groups += worker.pump().groups
-    return groups
+from benchmarks.common import build_workers, sample_groups, settings_from
 
 
 def scored(group: Group) -> Group:
@@ -47,7 +39,7 @@ def main() -> None:
     learner.policy.lora.flat.detach()[learner.policy.lora.layout.start_of_b :].normal_(0, 1e-4)
     engine.load_adapter(learner.adapter())
     sampling = Sampling(settings.sampling.temperature, settings.sampling.max_tokens)
-    worker = RolloutWorker(engine, sampling, group_size=settings.algorithm.group_size, seed=0)
+    worker = RolloutWorker(engine, seed=0)
     count = settings.algorithm.prompts_per_step
     times: dict[str, list[float]] = {"rollout": [], "learner": [], "update": []}
     table, tokens = None, 0
@@ -57,7 +49,7 @@ def main() -> None:
         start = time.monotonic()
         if step >= 5:
             cpu.enable()
-        groups = rollout(worker, batch)
+        groups = sample_groups(worker, batch, sampling, settings.algorithm.group_size)
         cpu.disable()
         times["rollout"].append(time.monotonic() - start)
         table = pa.Table.from_batches([to_batch(scored(g)) for g in groups])

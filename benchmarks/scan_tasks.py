@@ -15,7 +15,7 @@ from actors.build import (
 from actors.rollout import RolloutWorker
 from actors.sources import DataError
 from actors.types import Sampling
-from benchmarks.common import build_workers, settings_from
+from benchmarks.common import build_workers, sample_groups, settings_from
 from conf.schema import Settings
 from report.evaluation import accuracy, best_constant
 from rewards.answers import plain_number
@@ -55,7 +55,7 @@ def main() -> None:
     first = settings_for("chain_sum", "{}", "numeric")
     workers = build_workers(first)
     tokenizer = workers.tokenizer
-    worker = RolloutWorker(workers.engine, Sampling(1.0, 32), group_size=4, seed=0)
+    worker = RolloutWorker(workers.engine, seed=0)
     for task, options in candidates(sys.argv[1:]):
         try:
             rows, _ = build_rows(settings_for(task, options, "gym"))
@@ -66,7 +66,7 @@ def main() -> None:
             print(json.dumps({"task": task, "options": options, "error": str(error)[:120]}), flush=True)
             continue
         reward = build_reward_worker(settings)
-        groups = [reward.score(group, True) for group in worker.evaluate(prompts, Sampling(1.0, 32), 4)]
+        groups = [reward.score(g, True) for g in sample_groups(worker, prompts, Sampling(1.0, 32), 4)]
         result = accuracy(groups)
         row = {
             "task": task, "options": options, "reward": settings.reward.terms[0].fn, "right": result.lenient,

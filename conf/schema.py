@@ -81,8 +81,7 @@ class RewardSettings:
     """How completions are scored."""
 
     terms: list[TermSettings] = field(default_factory=list)
-    # Child processes that score, each with the deadline and memory limit below.
-    workers: int = 1
+    # Each scoring process has this deadline a sample and this memory limit.
     deadline_seconds: float = 10.0
     memory_gib: float = 2.0
     # A group with fewer scorable samples than this share is dropped and another prompt takes its place.
@@ -183,9 +182,19 @@ class HardwareSettings:
 
 @dataclass
 class RuntimeSettings:
-    """How the workers are run."""
+    """How the workers are run: local (all in one process) or ray (each an actor)."""
 
     name: str = "local"
+    # Child processes that score, with Ray one in each of as many actors.
+    reward_workers: int = 1
+    rollout_workers: int = 1
+    # A running cluster: auto (found by itself) or host:port. Null starts Ray on this machine, reachable from it alone.
+    address: str | None = None
+    # Seconds that workers may take to start, and after that to answer; then another takes a worker's place.
+    start_seconds: float = 900.0
+    stall_seconds: float = 180.0
+    # Workers that may be lost between two steps.
+    max_losses: int = 8
     # Versions by which a trained sample may lag behind the policy; 0 is strictly on-policy.
     max_staleness: int = 0
 

@@ -30,13 +30,24 @@ class Blueprint:
     notes: list[str]
 
 
-def draw(settings: Settings, machine: Machine, source: ModelSource) -> Blueprint:
-    """Settle what the memory plan decides and hold torch's allocator to it. Raises MemoryPlanError."""
+def settle(settings: Settings, source: ModelSource) -> Settings:
+    """Say of the model what its checkpoint says: that it is in 4 bits already, and which layers model.keep_16bit names."""
     model = replace(settings.model, quantization=stored_quantization(source) or settings.model.quantization)
-    settings = replace(settings, model=model)
+    if model.keep_16bit:
+        skeleton = build_skeleton(source, dtype="float32", trust_remote_code=model.trust_remote_code)
+        model = replace(model, keep_16bit=sorted(kept_in_16bit(skeleton, model.keep_16bit)))
+    return replace(settings, model=model)
+
+
+def draw(
+    settings: Settings, machine: Machine, source: ModelSource, *, roles: frozenset[str] = memory.BOTH
+) -> Blueprint:
+    """Settle what the memory plan decides and hold torch's allocator to it, for a process that has these `roles`. Raises
+    MemoryPlanError."""
+    settings = settle(settings, source)
+    model = settings.model
     skeleton = build_skeleton(source, dtype=machine.dtype, trust_remote_code=model.trust_remote_code, attention=NAME)
-    kept = kept_in_16bit(skeleton, model.keep_16bit)
-    settings = replace(settings, model=replace(model, keep_16bit=sorted(kept)))
+    kept = frozenset(model.keep_16bit)
     layout = adapter_layout(skeleton, **lora_arguments(settings))
     shape = memory.ModelShape.of(skeleton, layout.size, kept)
     if machine.device != "cuda":
@@ -45,7 +56,7 @@ def draw(settings: Settings, machine: Machine, source: ModelSource) -> Blueprint
     free, total = torch.cuda.mem_get_info()
     limit = settings.hardware.vram_gib
     budget = int(0.9 * free) if limit is None else min(int(limit * memory.GIB), free)
-    plan = memory.plan(settings, shape, budget=budget, shared=settings.engine.share_weights != "never")
+    plan = memory.plan(settings, shape, budget=budget, shared=settings.engine.share_weights != "never", roles=roles)
     torch.cuda.set_per_process_memory_fraction(plan.allocator_bytes / total)
     return Blueprint(plan.settings, skeleton, layout, plan.lines())
 

@@ -24,6 +24,7 @@ GRAPHS_PER_SEQUENCE = int(0.0015 * GIB)
 RESERVE = 0.03  # of the budget: fragments between blocks
 MOST_SEQUENCES = 512
 MICRO_BATCHES = (49152, 24576, 16384, 8192, 4096, 2048, 1024)
+BOTH = frozenset({"rollout", "learner"})  # what one process may do
 WITHOUT_GPU = {"max_num_seqs": 64, "micro_batch_tokens": 8192, "logit_chunk_tokens": 1024}
 
 
@@ -98,6 +99,7 @@ class Plan:
     parts: dict[str, int]
     budget: int
     shared: bool
+    roles: frozenset[str] = BOTH
 
     @property
     def total(self) -> int:
@@ -136,11 +138,12 @@ def without_gpu(settings: Settings, shape: ModelShape, *, entry: int) -> Setting
     return _filled(settings, kv_cache_gib=shape.kv_cache(settings, entry=entry) / GIB)
 
 
-def plan(settings: Settings, shape: ModelShape, *, budget: int, shared: bool) -> Plan:
-    """The first way to run that fits `budget` bytes, of the ways in order of speed. Raises MemoryPlanError."""
+def plan(settings: Settings, shape: ModelShape, *, budget: int, shared: bool, roles: frozenset[str] = BOTH) -> Plan:
+    """The first way to run that fits `budget` bytes, of the ways in order of speed, for a process that samples, learns, or
+    both. Raises MemoryPlanError."""
     smallest: Plan | None = None
     for candidate in _candidates(settings, shape, budget):
-        found = Plan(candidate, _parts(candidate, shape, budget, shared=shared), budget, shared)
+        found = Plan(candidate, _parts(candidate, shape, budget, shared=shared, roles=roles), budget, shared, roles)
         if found.total <= budget:
             return found
         if smallest is None or found.total < smallest.total:
@@ -198,13 +201,16 @@ def _longest(settings: Settings) -> int:
     return settings.data.max_prompt_tokens + settings.sampling.max_tokens
 
 
-def _parts(settings: Settings, shape: ModelShape, budget: int, *, shared: bool) -> dict[str, int]:
+def _parts(
+    settings: Settings, shape: ModelShape, budget: int, *, shared: bool, roles: frozenset[str]
+) -> dict[str, int]:
     e, t, model = settings.engine, settings.learner, settings.model
     assert e.max_num_seqs is not None and t.micro_batch_tokens is not None and t.logit_chunk_tokens is not None
     weights = shape.weights(model.quantization)
     moments = 2 if t.optimizer == "adamw8bit" else 8
     # The learner holds float32 weights, gradient, moments and a 16-bit cast; the engine its slot and a staging copy.
-    lora = shape.lora * (4 + 4 + moments + 3 * ENTRY)
+    lora = shape.lora * ((4 + 4 + moments + ENTRY) * ("learner" in roles) + 2 * ENTRY * ("rollout" in roles))
+    shared |= roles != BOTH
     tokens = max(t.micro_batch_tokens, _longest(settings))
     if t.offload_activations:
         kept = 3 * ENTRY * shape.hidden + shape.saved_per_layer
@@ -219,6 +225,10 @@ def _parts(settings: Settings, shape: ModelShape, budget: int, *, shared: bool) 
     sampling = e.max_num_seqs * shape.vocabulary * (ENTRY + 4 + 4)
     # The engine and the learner take turns, and torch's allocator serves both.
     kv, of_learner, of_engine = _kv_bytes(settings), learning + logits, prefill + sampling
+    if "learner" not in roles:
+        of_learner = 0
+    if "rollout" not in roles:
+        kv = of_engine = 0
     if e.release_cache:
         in_turns = {"activations and logits, or the cache": max(of_learner, kv + of_engine)}
     else:
@@ -250,7 +260,7 @@ def _refusal(settings: Settings, shape: ModelShape, smallest: Plan) -> str:
     for name, changed in knobs.items():
         smaller = dataclasses.replace(shape, lora=shape.lora // 2) if "rank" in name else shape
         least = min(
-            sum(_parts(c, smaller, smallest.budget, shared=smallest.shared).values())
+            sum(_parts(c, smaller, smallest.budget, shared=smallest.shared, roles=smallest.roles).values())
             for c in _candidates(changed, smaller, smallest.budget)
         )
         if least < smallest.total:

@@ -13,6 +13,7 @@ from actors.rollout import RolloutWorker
 from actors.shared import attach, build_skeleton, weights_of
 from actors.transformers_engine import TransformersEngine
 from actors.types import Adapter, AdapterEntry, AdapterLayout, Completion, Prompt, Request, Sampling
+from benchmarks.common import sample_groups
 from conf.schema import AlgorithmSettings, LearnerSettings, LoraSettings
 from learner.attention import NAME
 from learner.learner import Learner
@@ -226,7 +227,7 @@ def test_engine_and_learner_agree_before_and_after_updates(name: str, request: p
     with torch.no_grad():
         policy.lora.flat.copy_(bench.adapter(0, seed=11, scale=0.03).flat)
     learner = Learner(policy, GRPO(AlgorithmSettings()), LearnerSettings(learning_rate=0.02))
-    worker = RolloutWorker(bench.engine, Sampling(1.0, 10), group_size=4, seed=1)
+    worker = RolloutWorker(bench.engine, seed=1)
     prompts = [Prompt(i, "", bench.tokens(f"What is {i} + {i}?"), "", None, "") for i in range(2)]
     assert len(prompts[0].token_ids) > 128
     texts = []
@@ -234,10 +235,7 @@ def test_engine_and_learner_agree_before_and_after_updates(name: str, request: p
         worker.load_adapter(learner.adapter())
         groups = []
         for _ in range(2):  # the second time, the prompts are in the prefix cache
-            worker.dispatch(prompts)
-            groups = []
-            while worker.unfinished:
-                groups += worker.pump().groups
+            groups = sample_groups(worker, prompts, Sampling(1.0, 10), 4)
         stats = learner.step(table([scored(g) for g in groups]))
         assert 0 < stats.mismatch <= 1e-3
         assert stats.mismatch_max <= 1e-2

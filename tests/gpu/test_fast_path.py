@@ -12,6 +12,7 @@ from actors.models import ModelSource, end_of_sequence_ids, load_base_model, loa
 from actors.rollout import RolloutWorker
 from actors.shared import Nf4Weight, attach, build_skeleton, weights_of
 from actors.types import Prompt, Request, Sampling
+from benchmarks.common import sample_groups
 from conf.schema import AlgorithmSettings, LearnerSettings, LoraSettings
 from learner.attention import NAME
 from learner.batch import Rollouts
@@ -139,7 +140,7 @@ def test_shared_weights_agree_with_the_engine(quantization: str, smollm2: str, c
     policy = Policy(model, lora=LORA, seed=0, temperature=1.0, logit_chunk_tokens=512, gradient_checkpointing=False)
     learner = Learner(policy, GRPO(AlgorithmSettings()), LearnerSettings(learning_rate=2e-4))
     engine.load_adapter(learner.adapter())
-    worker = RolloutWorker(engine, Sampling(1.0, 64), group_size=8, seed=0)
+    worker = RolloutWorker(engine, seed=0)
     means = []
     for step in range(3):
         prompts = []
@@ -148,10 +149,7 @@ def test_shared_weights_agree_with_the_engine(quantization: str, smollm2: str, c
             text = tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
             ids = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
             prompts.append(Prompt(8 * step + i, text, ids, "", "1", ""))
-        worker.dispatch(prompts)
-        groups = []
-        while worker.unfinished:
-            groups += worker.pump().groups
+        groups = sample_groups(worker, prompts, Sampling(1.0, 64), 8)
         rows = table([scored(g) for g in groups])
         of_engine, of_plain = errors(learner, source, rows)
         stats = learner.step(rows)

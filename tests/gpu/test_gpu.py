@@ -6,6 +6,7 @@ import torch
 from actors.models import ModelSource, end_of_sequence_ids, load_base_model, load_tokenizer
 from actors.rollout import RolloutWorker
 from actors.types import Prompt, Sampling
+from benchmarks.common import sample_groups
 from conf.schema import AlgorithmSettings, LearnerSettings, LoraSettings
 from learner.attention import NAME, Packing, Segment, _padded, _varlen
 from learner.learner import Learner
@@ -58,7 +59,7 @@ def test_engine_and_learner_agree_in_bf16(smollm2: str, capfd: pytest.CaptureFix
         options, tokenizer, layout=policy.lora.layout, eos_token_ids=end_of_sequence_ids(source, tokenizer)
     )
     engine.load_adapter(learner.adapter())
-    worker = RolloutWorker(engine, Sampling(1.0, 64), group_size=8, seed=0)
+    worker = RolloutWorker(engine, seed=0)
     long = "Remember this: " + "apples are red, " * 40  # many cache blocks: a stale prefix would show
     prompts = []
     for i in range(8):
@@ -70,10 +71,7 @@ def test_engine_and_learner_agree_in_bf16(smollm2: str, capfd: pytest.CaptureFix
         )
     means = []
     for _ in range(4):
-        worker.dispatch(prompts)
-        groups = []
-        while worker.unfinished:
-            groups += worker.pump().groups
+        groups = sample_groups(worker, prompts, Sampling(1.0, 64), 8)
         stats = learner.step(table([scored(g) for g in groups]))
         means.append((stats.mismatch, stats.mismatch_max))
         engine.load_adapter(learner.adapter())

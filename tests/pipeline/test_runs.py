@@ -90,7 +90,7 @@ def test_killed_at_twenty_random_moments_the_run_ends_bit_equal(tiny_model: Path
     assert [row["step"] for row in rows(folder)] == list(range(1, steps + 1))
     journal = Replay(folder / "journal", capacity=100)
     journal.recover(lambda _: True)
-    assert journal.torn_bytes == 0
+    assert journal.torn() == 0
 
 
 def test_staleness_is_bounded_and_no_ordinal_is_lost_or_doubled(tiny_model: Path, tmp_path: Path):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.replay import JournalError, Replay
+from actors.replay import JournalError, Replay, Verdict
 from actors.schema import RowError, to_batch
 from tests.rollouts import group
 
@@ -23,14 +23,15 @@ def recovered(folder: Path, capacity: int = 10) -> Replay:
     return replay
 
 
-def test_gives_the_oldest_ordinals_first(tmp_path: Path):
+def test_gives_groups_as_one_table_and_keeps_them_until_they_are_trained(tmp_path: Path):
     replay = Replay(tmp_path, capacity=10)
     assert replay.put([batch(3), batch(1)]) == [3, 1]
     assert replay.put([batch(2)]) == [2]
-    table = replay.take(2, version=0, max_staleness=0)
+    table = replay.batch([1, 2], version=0, max_staleness=0)
     assert table.column("ordinal").to_pylist() == [1, 1, 2, 2]
-    assert replay.take(2, version=0, max_staleness=0) is None
-    assert replay.oldest(5) == [3]
+    assert replay.held() == [1, 2, 3]  # until the step is done
+    replay.drop([1, 2])
+    assert replay.held() == [3]
 
 
 def test_refuses_a_second_group_of_an_ordinal(tmp_path: Path):
@@ -51,7 +52,7 @@ def test_never_gives_rows_that_are_too_old(tmp_path: Path):
     replay = Replay(tmp_path, capacity=2)
     replay.put([batch(0, version=3)])
     with pytest.raises(RuntimeError, match="version 3 would train version 5"):
-        replay.take(1, version=5, max_staleness=1)
+        replay.batch([0], version=5, max_staleness=1)
 
 
 def test_a_batch_with_one_bad_row_leaves_nothing_behind(tmp_path: Path):
@@ -67,8 +68,8 @@ def test_survives_death_after_every_acknowledged_write(tmp_path: Path):
     for ordinal in range(3):
         replay.put([batch(ordinal)])
     again = recovered(tmp_path)  # no close before: as after a kill
-    assert again.oldest(10) == [0, 1, 2]
-    assert again.take(1, version=0, max_staleness=0).num_rows == 2
+    assert again.held() == [0, 1, 2]
+    assert again.batch([0], version=0, max_staleness=0).num_rows == 2
 
 
 def test_a_tail_torn_at_any_byte_is_cut_and_counted(tmp_path: Path):
@@ -83,8 +84,8 @@ def test_a_tail_torn_at_any_byte_is_cut_and_counted(tmp_path: Path):
         folder.mkdir()
         (folder / file.name).write_bytes(data[:cut])
         torn = recovered(folder)
-        assert torn.oldest(10) == [0]
-        assert torn.torn_bytes == cut - first
+        assert torn.held() == [0]
+        assert torn.torn() == cut - first
 
 
 def test_damage_inside_is_an_error_that_names_the_place(tmp_path: Path):
@@ -115,7 +116,7 @@ def test_release_deletes_what_is_trained_and_keeps_the_rest(tmp_path: Path):
     for ordinal in range(3):
         replay.put([batch(ordinal)])
     replay.release(lambda ordinal: ordinal < 2)
-    assert recovered(tmp_path).oldest(10) == [2]
+    assert recovered(tmp_path).held() == [2]
 
 
 def test_recovery_keeps_what_it_is_asked_to_keep(tmp_path: Path):
@@ -123,5 +124,14 @@ def test_recovery_keeps_what_it_is_asked_to_keep(tmp_path: Path):
     replay.put([batch(0), batch(1)])
     again = Replay(tmp_path, capacity=10)
     again.recover(lambda b: b.column("ordinal")[0].as_py() == 1)
-    assert again.oldest(10) == [1]
-    assert recovered(tmp_path).oldest(10) == [1]  # the other is gone from the journal, too
+    assert again.held() == [1]
+    assert recovered(tmp_path).held() == [1]  # the other is gone from the journal, too
+
+
+def test_admits_a_group_once_and_only_with_a_quorum(tmp_path: Path):
+    replay = Replay(tmp_path, capacity=10, quorum=0.5)
+    assert replay.admit(group(0, [1.0, 0.0, None, None])) == Verdict(0, True, 2)
+    assert replay.admit(group(0, [1.0, 0.0, None, None])) == Verdict(0, True, 2)  # the answer was lost, not the group
+    assert replay.admit(group(1, [1.0, None, None, None])) == Verdict(1, False, 3)
+    assert replay.admit(group(2, [1.0, None])) == Verdict(2, False, 1)  # one has no advantage
+    assert replay.held() == [0] and recovered(tmp_path).held() == [0]

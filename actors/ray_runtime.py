@@ -1,0 +1,200 @@
+"""RayRuntime: each worker a Ray actor, each promise an object reference. The only file that imports Ray.
+
+Rows pass from worker to worker through the object store. Binds to loopback, asks every caller for a token (`set_ray_environment`, which
+comes before this file is imported), runs no dashboard, and keeps Ray's files inside the run folder, unless an address
+names a cluster that others run.
+"""
+
+import contextlib
+import math
+import os
+import tempfile
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
+
+import ray
+from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayTaskError
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from actors.runtime import Handle, Promise, WorkerLost
+from conf.errors import UsageError
+
+T = TypeVar("T")
+P = ParamSpec("P")
+R = TypeVar("R")
+SMALL_OBJECT_BYTES = 8192  # results over this live in the object store, not in the driver
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one worker of a kind reserves."""
+
+    count: int
+    cpus: float
+    gpus: float = 0.0
+
+
+class RayPromise(Promise[R], Generic[R]):
+    """An object reference, and whose answer it is."""
+
+    def __init__(self, ref: Any, names: Mapping[str, str]) -> None:
+        self.ref = ref
+        self._names = names
+
+    def result(self) -> R:
+        try:
+            return ray.get(self.ref)
+        except RayActorError as error:
+            raise _lost(error, self._names) from error
+        except ObjectLostError as error:
+            raise WorkerLost("the object store", str(error).splitlines()[0]) from error
+        except RayTaskError as error:
+            cause: Any = error.cause
+            if isinstance(cause, (RayActorError, ObjectLostError)):  # an argument was lost on its way
+                raise _lost(cause, self._names) from error
+            raise cause from error
+
+
+def _lost(error: Any, names: Mapping[str, str]) -> WorkerLost:
+    name = names.get(getattr(error, "actor_id", None) or "", "a worker")
+    return WorkerLost(name, str(error).strip().splitlines()[0])
+
+
+class _Actor:
+    """Holds a worker and calls its methods by name."""
+
+    def __init__(self, factory: Callable[[], Any]) -> None:
+        self._worker = factory()
+
+    def call(self, method: str, arguments: Mapping[str, Any], *args: Any) -> Any:
+        return getattr(self._worker, method)(*args, **arguments)
+
+    def close(self) -> None:
+        close = getattr(self._worker, "close", None)
+        if close is not None:
+            close()
+
+
+class RayHandle(Generic[T]):
+    """A worker in an actor."""
+
+    def __init__(self, actor: Any, name: str, names: Mapping[str, str]) -> None:
+        self._actor = actor
+        self._names = names
+        self.name = name
+
+    def submit(self, method: Callable[Concatenate[T, P], R], *args: P.args, **kwargs: P.kwargs) -> Promise[R]:
+        given = [a.ref if isinstance(a, RayPromise) else a for a in args]
+        return RayPromise(self._actor.call.remote(method.__name__, kwargs, *given), self._names)
+
+    def close(self) -> None:
+        with contextlib.suppress(RayActorError, GetTimeoutError):
+            ray.get(self._actor.close.remote(), timeout=10)
+        self.kill()
+
+    def kill(self) -> None:
+        ray.kill(self._actor)
+
+
+class RayRuntime:
+    """Workers on a Ray cluster: a new one on this machine, or the one at `address` ("auto" finds it).
+
+    `resources` says what each kind of worker reserves; all of it is reserved in one placement group before anything
+    starts. Raises UsageError if the cluster cannot be reached, or lacks something for `start_seconds`.
+    """
+
+    def __init__(
+        self,
+        resources: Mapping[str, Resources],
+        *,
+        folder: Path,
+        address: str | None = None,
+        start_seconds: float = 60.0,
+    ) -> None:
+        self._names: dict[str, str] = {}
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        self._connect(folder, address, resources)
+        self._kinds = dict(resources)
+        bundles = [
+            {"CPU": r.cpus, **({"GPU": r.gpus} if r.gpus else {})} for r in resources.values() for _ in range(r.count)
+        ]
+        self._group = placement_group(bundles, strategy="PACK")
+        started = time.monotonic()
+        if not self._group.wait(start_seconds):
+            missing = _missing(resources)
+            self.close()
+            raise UsageError(
+                f"runtime=ray: the cluster lacks {missing} after {time.monotonic() - started:.0f} s; ask for fewer workers "
+                "(runtime.rollout_workers, runtime.reward_workers) or add nodes"
+            )
+        self._bundle: dict[str, int] = {}
+        index = 0
+        for kind, r in resources.items():
+            for i in range(r.count):
+                self._bundle[f"{kind}-{i}"] = index
+                index += 1
+
+    def _connect(self, folder: Path, address: str | None, resources: Mapping[str, Resources]) -> None:
+        options: dict[str, Any] = {
+            "include_dashboard": False, "log_to_driver": False, "configure_logging": False, "namespace": "epiphany",
+        }  # fmt: skip
+        if address is None:
+            # Sockets have short names: Ray's files are in the run folder by way of a short link.
+            (folder / "ray").mkdir(exist_ok=True)
+            self._temporary = tempfile.TemporaryDirectory(prefix="epiphany-")
+            link = Path(self._temporary.name) / "r"
+            link.symlink_to((folder / "ray").resolve())
+            options |= {
+                "num_cpus": max(os.cpu_count() or 1, math.ceil(sum(r.cpus * r.count for r in resources.values()))),
+                "_node_ip_address": "127.0.0.1", "_temp_dir": str(link),
+                "_system_config": {"max_direct_call_object_size": SMALL_OBJECT_BYTES},
+            }  # fmt: skip
+        else:
+            options["address"] = address
+        try:
+            ray.init(**options)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise UsageError(f"runtime.address={address}: {str(error).strip().splitlines()[0]}") from error
+
+    def start(self, kind: str, factory: Callable[[], T], *, name: str) -> Handle[T]:
+        r = self._kinds[kind]
+        place = name.partition("#")[0]
+        strategy = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=self._bundle[place])
+        actor_class: Any = ray.remote(_Actor)
+        options = {"num_cpus": r.cpus, "num_gpus": r.gpus, "scheduling_strategy": strategy, "max_restarts": 0}
+        actor = actor_class.options(**options).remote(factory)
+        self._names[actor._actor_id.hex()] = name
+        return RayHandle(actor, name, self._names)
+
+    def wait(self, promises: Collection[Promise[Any]], seconds: float) -> list[Promise[Any]]:
+        by_ref = {p.ref: p for p in promises if isinstance(p, RayPromise)}
+        if not by_ref:
+            return []
+        refs = list(by_ref)
+        first, _ = ray.wait(refs, num_returns=1, timeout=seconds, fetch_local=False)
+        if not first:
+            return []
+        done, _ = ray.wait(refs, num_returns=len(refs), timeout=0, fetch_local=False)
+        return [by_ref[ref] for ref in done]
+
+    def close(self) -> None:
+        with contextlib.suppress(RayActorError, RuntimeError):
+            remove_placement_group(self._group)
+        ray.shutdown()
+        if self._temporary is not None:
+            self._temporary.cleanup()
+
+
+def _missing(resources: Mapping[str, Resources]) -> str:
+    """What is asked for beyond what the cluster has, for instance "2 GPU"."""
+    there = ray.cluster_resources()
+    wanted = {
+        "CPU": sum(r.cpus * r.count for r in resources.values()),
+        "GPU": sum(r.gpus * r.count for r in resources.values()),
+    }
+    lacking = [f"{n - there.get(name, 0):g} {name}" for name, n in wanted.items() if n > there.get(name, 0)]
+    return " and ".join(lacking) or "room (others use what is there)"

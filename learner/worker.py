@@ -1,0 +1,51 @@
+"""LearnerWorker: a learner with its checkpoints, as the loop sees it. Knows files; knows neither the road nor engines."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from actors.types import Adapter
+from learner import checkpoint
+from learner.learner import Learner, StepStats
+
+
+class LearnerWorker:
+    """`checkpoints` is where this run's lie; the newest `keep` stay. `notes` are for the user."""
+
+    def __init__(
+        self, learner: Learner, *, checkpoints: Path, base_model: str, keep: int, on_host: bool, notes: list[str]
+    ) -> None:
+        self.learner = learner
+        self._checkpoints = checkpoints
+        self._base_model = base_model
+        self._keep = keep
+        self._on_host = on_host
+        self._notes = notes
+
+    def notes(self) -> list[str]:
+        return self._notes
+
+    def resume(self, wanted: str) -> tuple[str, dict[str, Any]] | None:
+        """Go on from a checkpoint (`wanted` as run.resume says): its folder and state, or None if there is none."""
+        found = checkpoint.find(self._checkpoints, wanted)
+        if found is None:
+            return None
+        checkpoint.load(found, self.learner)
+        return str(found.folder), found.state
+
+    def step(self, table: pa.Table) -> StepStats:
+        return self.learner.step(table)
+
+    def adapter(self) -> Adapter:
+        """The weights as they are now; in the host's memory where they will travel."""
+        return self.learner.adapter("cpu" if self._on_host else None)
+
+    def save(self, state: dict[str, Any]) -> str:
+        """Write a checkpoint with `state` and return its folder."""
+        folder = checkpoint.save(self._checkpoints, self.learner, state, base_model=self._base_model, keep=self._keep)
+        return str(folder)
+
+    def save_adapter(self, folder: Path) -> None:
+        """Write the adapter in PEFT layout."""
+        checkpoint.save_adapter(folder, self.learner.adapter(), base_model=self._base_model)
