@@ -56,7 +56,9 @@ def train(session: Session, stop: Stop) -> None:
         if learning is None or not session.is_there(learning):
             session.work(learning)
             continue
-        stats, learning = learning.result(), None
+        stats, learning = session.outcome(learning, batch), None
+        if stats is None:
+            continue
 
         # Pass the new adapter on. Unfinished sequences stay in the engines and go on under it.
         session.finish_step(batch, stats)
@@ -65,8 +67,8 @@ def train(session: Session, stop: Stop) -> None:
             session.save()
         if s.evaluation.every and session.version % s.evaluation.every == 0 and session.version < s.run.steps:
             session.evaluate()
-    if learning is not None:
-        session.finish_step(batch, learning.result())
+    if learning is not None and (stats := session.outcome(learning, batch)) is not None:
+        session.finish_step(batch, stats)
     if stop.requested:
         session.save()
 
@@ -97,10 +99,8 @@ def run(settings: Settings) -> int:
     for name in ("bitsandbytes", "torch._library.triton"):
         logging.getLogger(name).setLevel(logging.ERROR)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    warnings.filterwarnings("ignore")
-    from session import Session
-
-    warnings.resetwarnings()
+    with warnings.catch_warnings(action="ignore"):
+        from session import Session
     warnings.filterwarnings("ignore", module=r"vllm|torch")
     stop = Stop()
     session = Session(settings, Console(width=None if sys.stdout.isatty() else 120))
@@ -140,7 +140,7 @@ def _sweep_job(settings: Settings) -> None:
 
 def _fail(error: UsageError) -> None:
     print(f"error: {error}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(error.exit_code)
 
 
 def main() -> None:

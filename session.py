@@ -10,9 +10,8 @@ import contextlib
 import dataclasses
 import gc
 import json
-import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ from actors.ledger import Ledger
 from actors.pipeline import Limits, Pipeline
 from actors.replay import Replay
 from actors.reward import RewardWorker
-from actors.runtime import LocalRuntime, Promise, Runtime, passed, set_ray_environment
+from actors.runtime import Promise, WorkerLost, passed
 from actors.sources import DataError
 from actors.types import Group, Prompt, Sampling
 from conf.errors import UsageError
@@ -48,27 +47,15 @@ from report.recorder import Recorder
 from report.run_folder import RunFolder
 from report.table import Progress, show_evaluations
 from rewards.sample import Sample
-from workers import make_learner, make_rollout
+from workers import build_runtime, make_learner, make_replay, make_rollout, share_cores
 
 HOPELESS = 8  # batches in a row of which nothing can be scored
 
 
-def build_runtime(settings: Settings, folder: Path) -> Runtime:
-    """The runtime that `runtime.name` asks for: the only branch between one process and a cluster."""
-    r = settings.runtime
-    if r.name == "local":
-        return LocalRuntime()
-    if r.address is None:
-        set_ray_environment(folder / "ray")
-    from actors.ray_runtime import RayRuntime, Resources
+class LearnerLost(UsageError):
+    """The learner died, and what it learned since the last checkpoint with it."""
 
-    threads = settings.hardware.threads or 1
-    gpus = float(settings.hardware.device == "cuda")
-    resources = {
-        "rollout": Resources(r.rollout_workers, threads, gpus), "learner": Resources(1, threads, gpus),
-        "reward": Resources(r.reward_workers, 0.1), "replay": Resources(1, 0.1), "recorder": Resources(1, 0.1),
-    }  # fmt: skip
-    return RayRuntime(resources, folder=folder, address=r.address, start_seconds=r.start_seconds)
+    exit_code = 3
 
 
 class Session:
@@ -78,7 +65,7 @@ class Session:
     """
 
     def __init__(self, settings: Settings, console: Console, *, engine: Engine | None = None) -> None:
-        self.settings = s = _for_this_runtime(settings)
+        self.settings = s = share_cores(settings)
         self._console = console
         transformers_logging.disable_progress_bar()
         transformers_logging.set_verbosity_error()
@@ -126,13 +113,11 @@ class Session:
         self._recover()
         self._broadcast()
 
-        files = (self.folder.metrics, self.folder.tensorboard, self.folder.completions)
-        self._recorder = runtime.start(
-            "recorder", partial(Recorder, *(f.resolve() for f in files), last_step=self.version), name="recorder-0"
-        )
+        files = [f.resolve() for f in (self.folder.metrics, self.folder.tensorboard, self.folder.completions)]
+        self.pipeline.start("recorder", 1, lambda _: partial(Recorder, *files, last_step=self.version))
         self._progress = Progress(console, s.run.steps).__enter__()
         self._sampling = Sampling(s.sampling.temperature, s.sampling.max_tokens)
-        self._table: Promise[pa.Table] | None = None
+        self._table: Callable[[], Promise[pa.Table]] | None = None
         self._unscorable = 0
         self._hopeless = 0
         self._started = time.monotonic()
@@ -165,28 +150,46 @@ class Session:
     def learn(self, ordinals: Sequence[int]) -> Promise[StepStats]:
         """Let the learner step on these groups; in one process it is done when this returns."""
         s = self.settings
-        replay = self.pipeline.one("replay")
-        self._table = replay.submit(Replay.batch, list(ordinals), self.version, s.runtime.max_staleness)
+        self._table = partial(self._rows, list(ordinals), self.version, s.runtime.max_staleness)
         self._held -= set(ordinals)
         with self._cache_lent():
-            return self._learner.submit(LearnerWorker.step, passed(self._table))
+            return self._learner.submit(LearnerWorker.step, passed(self._table()))
+
+    def outcome(self, learning: Promise[StepStats], ordinals: Sequence[int]) -> StepStats | None:
+        """What the step did, or None if its rows were lost on the way and are to be learned from again.
+
+        Raises LearnerLost.
+        """
+        try:
+            return learning.result()
+        except WorkerLost as lost:
+            if not self.pipeline.renew(lost):
+                raise LearnerLost(f"{lost}; the same command goes on from the last checkpoint") from lost
+            self._held |= set(ordinals)
+            return None
 
     def finish_step(self, ordinals: Sequence[int], stats: StepStats) -> None:
         """The step is done: pass the new adapter on, let go of the rows, and write and show what happened."""
-        self.version += 1
-        self.ledger.finish(ordinals)
-        self._broadcast()
         assert self._table is not None
+        self._broadcast()
         numbers = {
             "rollout_tokens": self.pipeline.tokens, "rollout_seconds": self.pipeline.seconds,
             "seconds": time.monotonic() - self._started, "unscorable": self._unscorable, "given_up": self.ledger.given_up,
         }  # fmt: skip
-        recorded = self._recorder.submit(Recorder.record, passed(self._table), stats, self.version, numbers)
-        self._progress.step(recorded.result())
+        table, made = self._table, self.version + 1
+        row = self.pipeline.patiently(
+            lambda: self.pipeline.one("recorder").submit(Recorder.record, passed(table()), stats, made, numbers)
+        )
+        self._progress.step(row)
+        self.version = made
+        self.ledger.finish(ordinals)
         self.pipeline.one("replay").submit(Replay.drop, list(ordinals))
         self._table = None
         self._unscorable = self._hopeless = self.pipeline.tokens = 0
         self.pipeline.seconds, self._started = 0.0, time.monotonic()
+
+    def _rows(self, ordinals: list[int], version: int, max_staleness: int) -> Promise[pa.Table]:
+        return self.pipeline.one("replay").submit(Replay.batch, ordinals, version, max_staleness)
 
     @contextlib.contextmanager
     def _cache_lent(self) -> Any:
@@ -246,7 +249,7 @@ class Session:
             "identity": self._identity,
         }
         folder = self._learner.submit(LearnerWorker.save, state).result()
-        self.pipeline.one("replay").submit(Replay.release, self.ledger.is_finished).result()
+        self.pipeline.patiently(lambda: self.pipeline.one("replay").submit(Replay.release, self.ledger.is_finished))
         self._note(f"saved {folder}")
 
     def finish(self) -> None:
@@ -261,7 +264,6 @@ class Session:
         """Stop the workers and let go of the folder."""
         self._progress.__exit__(None, None, None)
         self.pipeline.close()
-        self._recorder.close()
         self._learner.close()
         self._runtime.close()
         self.folder.close()
@@ -330,12 +332,9 @@ class Session:
         if held or torn:
             self._note(f"{len(held)} scored groups recovered from the journal; {torn} torn bytes cut")
 
-    def _make_replay(self) -> Any:
+    def _make_replay(self) -> Callable[[], Replay]:
         """How to make a replay now, from its journal."""
-        s = self.settings
-        capacity = 2 * s.algorithm.prompts_per_step * (1 + s.runtime.max_staleness)
-        usable = partial(_is_usable, ledger=self.ledger, version=self.version, max_staleness=s.runtime.max_staleness)
-        return partial(_recovered, self.folder.journal.resolve(), capacity, s.reward.quorum, usable)
+        return partial(make_replay, self.settings, self.folder.journal.resolve(), self.ledger, self.version)
 
     def _limits(self) -> Limits:
         r = self.settings.runtime
@@ -343,24 +342,3 @@ class Session:
 
     def _note(self, text: str) -> None:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-
-def _for_this_runtime(settings: Settings) -> Settings:
-    """Workers that share this machine's cores get a share of them each."""
-    r, hardware = settings.runtime, settings.hardware
-    if r.name == "local" or hardware.threads is not None:
-        return settings
-    threads = max(1, len(os.sched_getaffinity(0)) // (r.rollout_workers + 1))
-    return dataclasses.replace(settings, hardware=dataclasses.replace(hardware, threads=threads))
-
-
-def _is_usable(batch: pa.RecordBatch, *, ledger: Ledger, version: int, max_staleness: int) -> bool:
-    versions = [span["version"] for spans in batch.column("version_spans").to_pylist() for span in spans]
-    fresh = max(versions) <= version and version - min(versions) <= max_staleness
-    return fresh and not ledger.is_finished(batch.column("ordinal")[0].as_py())
-
-
-def _recovered(journal: Path, capacity: int, quorum: float, usable: Any) -> Replay:
-    replay = Replay(journal, capacity=capacity, quorum=quorum)
-    replay.recover(usable)
-    return replay

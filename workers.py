@@ -1,14 +1,21 @@
-"""From settings to workers, in this process or in another: what a runtime calls to make one.
+"""From settings to the runtime and its workers, in this process or in another.
 
 With `engine`, rollout and learner share it and its weights; without, each builds what it needs where it runs. Knows every
 package but report.
 """
 
+import os
+from dataclasses import replace
 from pathlib import Path
+
+import pyarrow as pa
 
 from actors.build import build_engine, build_machine, build_model_source, choose_engine
 from actors.engine import Engine
+from actors.ledger import Ledger
+from actors.replay import Replay
 from actors.rollout import RolloutWorker
+from actors.runtime import LocalRuntime, Runtime, set_ray_environment
 from conf.schema import Settings
 from learner.build import Blueprint, build_learner, draw
 from learner.worker import LearnerWorker
@@ -40,3 +47,45 @@ def make_learner(
         learner, checkpoints=folder, base_model=settings.model.path, keep=settings.run.keep_checkpoints,
         on_host=engine is None, notes=[*notes, f"the learner's base weights: {origin}"],
     )  # fmt: skip
+
+
+def make_replay(settings: Settings, journal: Path, ledger: Ledger, version: int) -> Replay:
+    """The replay, with what its journal holds that is not trained and may still be."""
+    max_staleness = settings.runtime.max_staleness
+
+    def usable(batch: pa.RecordBatch) -> bool:
+        versions = [span["version"] for spans in batch.column("version_spans").to_pylist() for span in spans]
+        fresh = max(versions) <= version and version - min(versions) <= max_staleness
+        return fresh and not ledger.is_finished(batch.column("ordinal")[0].as_py())
+
+    capacity = 2 * settings.algorithm.prompts_per_step * (1 + max_staleness)
+    replay = Replay(journal, capacity=capacity, quorum=settings.reward.quorum)
+    replay.recover(usable)
+    return replay
+
+
+def build_runtime(settings: Settings, folder: Path) -> Runtime:
+    """The runtime that `runtime.name` asks for: the only branch between one process and a cluster."""
+    r = settings.runtime
+    if r.name == "local":
+        return LocalRuntime()
+    if r.address is None:
+        set_ray_environment(folder / "ray")
+    from actors.ray_runtime import RayRuntime, Resources
+
+    threads = settings.hardware.threads or 1
+    gpus = float(settings.hardware.device == "cuda")
+    resources = {
+        "rollout": Resources(r.rollout_workers, threads, gpus), "learner": Resources(1, threads, gpus),
+        "reward": Resources(r.reward_workers, 0.1), "replay": Resources(1, 0.1), "recorder": Resources(1, 0.1),
+    }  # fmt: skip
+    return RayRuntime(resources, folder=folder, address=r.address, start_seconds=r.start_seconds)
+
+
+def share_cores(settings: Settings) -> Settings:
+    """Give workers that share this machine's cores a share of them each."""
+    r, hardware = settings.runtime, settings.hardware
+    if r.name == "local" or hardware.threads is not None:
+        return settings
+    threads = max(1, len(os.sched_getaffinity(0)) // (r.rollout_workers + 1))
+    return replace(settings, hardware=replace(hardware, threads=threads))

@@ -10,18 +10,22 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from actors.replay import Replay, Verdict
 from actors.reward import RewardWorker
 from actors.rollout import Pumped, RolloutWorker
-from actors.runtime import Handle, Promise, Runtime, WorkerLost, passed
+from actors.runtime import OBJECT, Handle, Promise, Runtime, WorkerLost, passed
 from actors.types import Adapter, Group, Prompt, Sampling
 from conf.errors import UsageError
+
+R = TypeVar("R")
 
 
 class TooManyLost(UsageError):
     """Workers are lost faster than the run gets on; the message names the last reason."""
+
+    exit_code = 3
 
 
 @dataclass
@@ -138,11 +142,22 @@ class Pipeline:
         for member in self._of("rollout"):
             member.handle.submit(method).result()
 
-    def renew(self, lost: WorkerLost) -> None:
-        """Replace the worker that `lost` names, if it is one of these and still in its place. Raises TooManyLost."""
+    def renew(self, lost: WorkerLost) -> bool:
+        """Replace the worker that `lost` names, if it is still in its place. Returns whether it is one of these, or an object
+        on its way between them, so that it makes sense to call again. Raises TooManyLost."""
         for member in self._members:
             if member.handle.name == lost.name:
                 self._replace(member, lost.reason)
+        return lost.name.partition("-")[0] in (*self._makers, OBJECT)
+
+    def patiently(self, call: Callable[[], Promise[R]]) -> R:
+        """What `call` promises, made again if a worker that can be replaced was lost meanwhile. Raises WorkerLost for others."""
+        while True:
+            try:
+                return call().result()
+            except WorkerLost as lost:
+                if not self.renew(lost):
+                    raise
 
     def close(self) -> None:
         for member in self._members:
@@ -229,11 +244,9 @@ class Pipeline:
     def _replace(self, member: _Member, reason: str) -> None:
         self._losses += 1
         name = member.handle.name
-        self._note(f"lost {name} ({reason}); another takes its place")
         if self._losses > self._limits.losses:
-            raise TooManyLost(
-                f"{self._losses} workers were lost without a step in between; the last was {name}: {reason}"
-            )
+            raise TooManyLost(f"{self._losses} workers lost without a step in between; the last was {name}: {reason}")
+        self._note(f"lost {name} ({reason}); another takes its place")
         member.handle.kill()
         self._calls = {promise: call for promise, call in self._calls.items() if call.member is not member}
         tasks, member.open, member.pump, member.is_ready = list(member.open.values()), {}, None, False

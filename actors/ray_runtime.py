@@ -16,16 +16,18 @@ from pathlib import Path
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 import ray
+from ray._private import services
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayTaskError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from actors.runtime import Handle, Promise, WorkerLost
+from actors.runtime import OBJECT, Handle, Promise, WorkerLost
 from conf.errors import UsageError
 
 T = TypeVar("T")
 P = ParamSpec("P")
 R = TypeVar("R")
+REPLACEABLE = ("rollout", "reward")
 SMALL_OBJECT_BYTES = 8192  # results over this live in the object store, not in the driver
 
 
@@ -41,8 +43,9 @@ class Resources:
 class RayPromise(Promise[R], Generic[R]):
     """An object reference, and whose answer it is."""
 
-    def __init__(self, ref: Any, names: Mapping[str, str]) -> None:
+    def __init__(self, ref: Any, owner: str, names: Mapping[str, str]) -> None:
         self.ref = ref
+        self._owner = owner
         self._names = names
 
     def result(self) -> R:
@@ -51,17 +54,22 @@ class RayPromise(Promise[R], Generic[R]):
         except RayActorError as error:
             raise _lost(error, self._names) from error
         except ObjectLostError as error:
-            raise WorkerLost("the object store", str(error).splitlines()[0]) from error
+            raise _lost(error, self._names) from error
         except RayTaskError as error:
             cause: Any = error.cause
+            while isinstance(cause, RayTaskError):  # an argument's own failure
+                cause = cause.cause
             if isinstance(cause, (RayActorError, ObjectLostError)):  # an argument was lost on its way
                 raise _lost(cause, self._names) from error
+            if self._owner.startswith(REPLACEABLE) and not isinstance(cause, UsageError):
+                # Whatever broke in there, an engine that raised is not to be trusted with the next call.
+                raise WorkerLost(self._owner, f"{type(cause).__name__}: {cause}") from error
             raise cause from error
 
 
-def _lost(error: Any, names: Mapping[str, str]) -> WorkerLost:
-    name = names.get(getattr(error, "actor_id", None) or "", "a worker")
-    return WorkerLost(name, str(error).strip().splitlines()[0])
+def _lost(error: RayActorError | ObjectLostError, names: Mapping[str, str]) -> WorkerLost:
+    name = names.get(getattr(error, "actor_id", None) or "", OBJECT)
+    return WorkerLost(name, " ".join(str(error).split())[:200])
 
 
 class _Actor:
@@ -89,7 +97,7 @@ class RayHandle(Generic[T]):
 
     def submit(self, method: Callable[Concatenate[T, P], R], *args: P.args, **kwargs: P.kwargs) -> Promise[R]:
         given = [a.ref if isinstance(a, RayPromise) else a for a in args]
-        return RayPromise(self._actor.call.remote(method.__name__, kwargs, *given), self._names)
+        return RayPromise(self._actor.call.remote(method.__name__, kwargs, *given), self.name, self._names)
 
     def close(self) -> None:
         with contextlib.suppress(RayActorError, GetTimeoutError):
@@ -118,31 +126,34 @@ class RayRuntime:
         self._names: dict[str, str] = {}
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self._connect(folder, address, resources)
+        # A cluster of our own has what it has; another may be growing.
+        self._reserve(resources, start_seconds if address else 5.0)
+
+    def _reserve(self, resources: Mapping[str, Resources], seconds: float) -> None:
         self._kinds = dict(resources)
+        places = [f"{kind}-{i}" for kind, r in resources.items() for i in range(r.count)]
+        self._bundle = {place: i for i, place in enumerate(places)}
         bundles = [
             {"CPU": r.cpus, **({"GPU": r.gpus} if r.gpus else {})} for r in resources.values() for _ in range(r.count)
         ]
         self._group = placement_group(bundles, strategy="PACK")
         started = time.monotonic()
-        if not self._group.wait(start_seconds):
+        if not self._group.wait(seconds):
             missing = _missing(resources)
-            self.close()
+            remove_placement_group(self._group)
             raise UsageError(
                 f"runtime=ray: the cluster lacks {missing} after {time.monotonic() - started:.0f} s; ask for fewer workers "
                 "(runtime.rollout_workers, runtime.reward_workers) or add nodes"
             )
-        self._bundle: dict[str, int] = {}
-        index = 0
-        for kind, r in resources.items():
-            for i in range(r.count):
-                self._bundle[f"{kind}-{i}"] = index
-                index += 1
 
     def _connect(self, folder: Path, address: str | None, resources: Mapping[str, Resources]) -> None:
         options: dict[str, Any] = {
             "include_dashboard": False, "log_to_driver": False, "configure_logging": False, "namespace": "epiphany",
         }  # fmt: skip
         if address is None:
+            # Ray takes 127.0.0.1 for a mistake and puts the machine's outer address in its place, whereupon its servers
+            # listen to everyone. Remove when ray.init can be told to stay on the loopback.
+            services.resolve_ip_for_localhost = lambda host: host
             # Sockets have short names: Ray's files are in the run folder by way of a short link.
             (folder / "ray").mkdir(exist_ok=True)
             self._temporary = tempfile.TemporaryDirectory(prefix="epiphany-")
@@ -164,7 +175,7 @@ class RayRuntime:
         r = self._kinds[kind]
         place = name.partition("#")[0]
         strategy = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=self._bundle[place])
-        actor_class: Any = ray.remote(_Actor)
+        actor_class: Any = ray.remote(type(kind.capitalize(), (_Actor,), {}))  # processes are named by it: ray::Rollout
         options = {"num_cpus": r.cpus, "num_gpus": r.gpus, "scheduling_strategy": strategy, "max_restarts": 0}
         actor = actor_class.options(**options).remote(factory)
         self._names[actor._actor_id.hex()] = name
@@ -181,9 +192,12 @@ class RayRuntime:
         done, _ = ray.wait(refs, num_returns=len(refs), timeout=0, fetch_local=False)
         return [by_ref[ref] for ref in done]
 
+    def release(self) -> None:
+        """Give back what was reserved."""
+        remove_placement_group(self._group)
+
     def close(self) -> None:
-        with contextlib.suppress(RayActorError, RuntimeError):
-            remove_placement_group(self._group)
+        self.release()
         ray.shutdown()
         if self._temporary is not None:
             self._temporary.cleanup()

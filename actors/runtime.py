@@ -17,6 +17,9 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+OBJECT = "object"  # the name of what is lost when a result is, on its way between workers
+
+
 class WorkerLost(Exception):
     """Worker `name` died, or was ended because it did not answer; the message says how."""
 

@@ -3,3 +3,5 @@
 
 class UsageError(ValueError):
     """Something in the settings, the data or the machine; the message says what to change."""
+
+    exit_code = 2

@@ -1,0 +1,87 @@
+"""Workers for tests of the road over Ray: real ones over a fake engine, which write down their process ids."""
+
+import os
+import time
+from pathlib import Path
+
+from actors.replay import Replay, Verdict
+from actors.reward import RewardWorker
+from actors.rollout import Pumped, RolloutWorker
+from actors.types import Adapter, Completion, Group
+from tests.fakes import EchoEngine
+
+LETTERS = [{"fn": f"{Path(__file__).parent}/letters.py:score", "weight": 1.0, "options": {}}]
+
+
+class SlowEcho(EchoEngine):
+    """A step takes 50 ms; where `hangs` exists, the next one takes forever and the file goes."""
+
+    def __init__(self, hangs: Path) -> None:
+        super().__init__(max_num_seqs=16)
+        self._hangs = hangs
+
+    def step(self) -> list[Completion]:
+        time.sleep(0.05)
+        if self._hangs.exists():
+            self._hangs.unlink()
+            time.sleep(1e6)
+        return super().step()
+
+
+class Rollout(RolloutWorker):
+    """Notes every adapter that it gets."""
+
+    def load_adapter(self, adapter: Adapter) -> None:
+        super().load_adapter(adapter)
+        with (self.folder / f"{self._name}.adapters").open("a") as stream:
+            stream.write(f"{adapter.version}\n")
+
+    def pump(self, seconds: float = 1.0, groups: int = 1) -> Pumped:
+        if (self.folder / "broken").exists():
+            (self.folder / "broken").unlink()
+            raise OSError("the engine's inner process is gone")
+        return super().pump(seconds, groups)
+
+
+def rollout(folder: Path, name: str) -> RolloutWorker:
+    tell(folder, "rollout")
+    worker = Rollout(SlowEcho(folder / "hang"), seed=0, name=name)
+    worker.folder = folder
+    return worker
+
+
+def reward(folder: Path) -> RewardWorker:
+    tell(folder, "reward")
+    return RewardWorker(LETTERS, deadline_seconds=5.0, memory_gib=1.0, max_tokens=6)
+
+
+class Journal(Replay):
+    """Dies before or after a write where a file says so."""
+
+    def admit(self, group: Group) -> Verdict:
+        for when in ("before", "after"):
+            if when == "after":
+                verdict = super().admit(group)
+            if (self.folder / f"die-{when}").exists():
+                (self.folder / f"die-{when}").unlink()
+                os._exit(9)
+        return verdict
+
+
+def replay(folder: Path) -> Replay:
+    tell(folder, "replay")
+    made = Journal(folder / "journal", capacity=1000)
+    made.folder = folder
+    made.recover(lambda _: True)
+    return made
+
+
+def tell(folder: Path, kind: str) -> None:
+    with (folder / f"{kind}.pids").open("a") as stream:
+        stream.write(f"{os.getpid()}\n")
+
+
+def pids(folder: Path, kind: str) -> list[int]:
+    """Of every process that has been such a worker, in order."""
+    file = folder / f"{kind}.pids"
+    return [int(line) for line in file.read_text().split()] if file.exists() else []

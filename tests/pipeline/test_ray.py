@@ -1,0 +1,218 @@
+"""The road over Ray: what is sampled once is admitted once, whoever dies on the way."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from actors.pipeline import Limits, Pipeline, TooManyLost
+from actors.replay import Replay
+from actors.runtime import set_ray_environment
+from actors.types import Adapter, AdapterEntry, AdapterLayout, Prompt, Sampling
+from conf.errors import UsageError
+from tests.pipeline import crew
+from tests.pipeline.runs import Launched, final, launch, overrides, rows, wait_for
+
+SAMPLES = 4
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable]:
+    """Makes runtimes on one Ray cluster of this module's own; nothing of it is left afterwards."""
+    folder = tmp_path_factory.mktemp("ray")
+    set_ray_environment(folder / "ray")
+    import ray
+
+    from actors.ray_runtime import RayRuntime, Resources
+
+    before = ours()
+    first = RayRuntime({"reward": Resources(1, 0.1)}, folder=folder)
+
+    def make(**counts: int) -> RayRuntime:
+        runtime = RayRuntime.__new__(RayRuntime)
+        runtime._names, runtime._temporary = {}, None
+        runtime._reserve({kind: Resources(n, 0.05) for kind, n in counts.items()}, 5.0)
+        return runtime
+
+    yield make
+    listening = {c.laddr.ip for c in psutil.net_connections("inet") if c.status == "LISTEN" and c.pid in ours()}
+    first.close()
+    assert listening <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+    wait_for(lambda: not ours() - before)
+    assert not ray.is_initialized()
+
+
+def ours() -> set[int]:
+    """Processes of Ray."""
+    names = ("ray::", "raylet", "gcs_server")
+    return {p.pid for p in psutil.process_iter(["name"]) if (p.info["name"] or "").startswith(names)}
+
+
+class Road:
+    """A pipeline over a fresh folder, and what it is to sample."""
+
+    def __init__(self, cluster: Callable, folder: Path) -> None:
+        self.folder = folder
+        self.notes: list[str] = []
+        self.runtime = cluster(rollout=2, reward=2, replay=1, learner=1)
+        self.pipeline = Pipeline(self.runtime, limits=Limits(60.0, 5.0, losses=3), note=self.notes.append)
+        self.pipeline.start("reward", 2, lambda _: partial(crew.reward, folder))
+        self.pipeline.start("rollout", 2, lambda name: partial(crew.rollout, folder, name))
+        self.pipeline.start("replay", 1, lambda _: partial(crew.replay, folder))
+        self.accepted: list[int] = []
+
+    def sample(self, ordinals: range, meanwhile: Callable[[], None] = lambda: None) -> None:
+        """Until every group of `ordinals` was admitted; `meanwhile` happens after the first."""
+        prompts = [Prompt(o, "", tuple(range(2, 6)), "", None, "") for o in ordinals]
+        self.pipeline.dispatch(prompts, Sampling(1.0, 6), SAMPLES)
+        wanted, deadline, did = len(self.accepted) + len(ordinals), time.monotonic() + 50, False
+        while len(self.accepted) < wanted:
+            verdicts = self.pipeline.work(seconds=0.1)
+            self.accepted += [v.ordinal for v in verdicts if v.accepted]
+            if self.accepted and not did:
+                meanwhile()
+                did = True
+            assert time.monotonic() < deadline, (self.accepted, self.notes)
+
+    def kill(self, kind: str) -> None:
+        wait_for(lambda: psutil.pid_exists(crew.pids(self.folder, kind)[-1]))
+        os.kill(crew.pids(self.folder, kind)[-1], signal.SIGKILL)
+
+    def check(self, ordinals: range, losses: int = 1) -> None:
+        """Each ordinal once, with all its samples, in the journal as in the replay."""
+        assert sorted(self.accepted) == list(ordinals)
+        rows = self.pipeline.one("replay").submit(Replay.batch, list(ordinals), 0, 0).result()
+        assert rows.column("ordinal").to_pylist() == [o for o in ordinals for _ in range(SAMPLES)]
+        assert rows.column("sample").to_pylist() == list(range(SAMPLES)) * len(ordinals)
+        assert sum("another takes its place" in note for note in self.notes) == losses, self.notes
+        self.pipeline.close()
+        journal = Replay(self.folder / "journal", capacity=1000)
+        journal.recover(lambda _: True)
+        assert journal.held() == list(ordinals)
+
+
+@pytest.fixture
+def road(cluster: Callable, tmp_path: Path) -> Iterator[Road]:
+    made = Road(cluster, tmp_path)
+    yield made
+    made.pipeline.close()
+    made.runtime.release()
+
+
+def test_groups_are_sampled_scored_and_admitted_once(road: Road):
+    road.sample(range(80))
+    road.check(range(80), losses=0)
+
+
+@pytest.mark.parametrize("kind", ["rollout", "reward", "replay"])
+def test_a_worker_that_dies_at_work_is_replaced(road: Road, kind: str):
+    road.sample(range(80), lambda: road.kill(kind))
+    road.check(range(80))
+    assert len(crew.pids(road.folder, kind)) == {"rollout": 3, "reward": 3, "replay": 2}[kind]
+
+
+@pytest.mark.parametrize("kind", ["rollout", "reward", "replay"])
+def test_a_worker_that_dies_idle_is_replaced(road: Road, kind: str):
+    road.sample(range(5))
+    road.kill(kind)
+    road.sample(range(5, 80))
+    road.check(range(80))
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_the_replay_dies_before_or_after_a_write(road: Road, when: str):
+    road.sample(range(80), (road.folder / f"die-{when}").touch)
+    road.check(range(80))
+
+
+def test_a_hung_engine_is_ended_at_the_stall_deadline(road: Road):
+    road.sample(range(80), (road.folder / "hang").touch)
+    road.check(range(80))
+    assert any("no answer for 5 s" in note or "no answer for 6 s" in note for note in road.notes)
+
+
+def test_an_engine_that_raises_is_replaced(road: Road):
+    road.sample(range(80), (road.folder / "broken").touch)
+    road.check(range(80))
+    assert any("OSError: the engine's inner process is gone" in note for note in road.notes)
+
+
+def test_too_many_losses_end_the_run_with_the_reason(road: Road):
+    road.pipeline._limits = Limits(60.0, 5.0, losses=1)
+    with pytest.raises(TooManyLost, match="2 workers lost without a step in between; the last was rollout-"):
+        for _ in range(3):
+            road.sample(range(10), lambda: road.kill("rollout"))
+            road.accepted.clear()
+
+
+def test_a_worker_that_replaces_another_has_the_current_adapter(road: Road):
+    layout = AdapterLayout(1, 1.0, (AdapterEntry("m", "A", (1, 2), 0), AdapterEntry("m", "B", (2, 1), 2)))
+
+    class Maker:
+        def make(self, version: int) -> Adapter:
+            return Adapter(version, layout, torch.zeros(4))
+
+    maker = road.runtime.start("learner", Maker, name="learner-0")
+    road.pipeline.broadcast(maker.submit(Maker.make, 7))
+    road.sample(range(80), lambda: road.kill("rollout"))
+    (replaced,) = [note.split()[1] for note in road.notes]
+    assert (road.folder / f"{replaced}#1.adapters").read_text() == "7\n"
+    spans = road.pipeline.one("replay").submit(Replay.batch, list(range(80)), 7, 0).result().column("version_spans")
+    assert {span["version"] for row in spans.to_pylist() for span in row} == {7}
+
+
+def test_more_workers_than_there_is_room_for_says_what_is_missing(cluster: Callable):
+    with pytest.raises(UsageError, match=r"the cluster lacks .* after \d+ s; ask for fewer workers"):
+        cluster(rollout=10_000)
+
+
+# Whole runs
+
+
+def test_a_run_over_ray_gives_the_numbers_of_one_process(tiny_model: Path, tmp_path: Path):
+    launch(overrides(tiny_model, tmp_path / "local", "hardware.threads=1"))
+    launch(overrides(tiny_model, tmp_path / "ray", "runtime=ray", "runtime.rollout_workers=2"))
+    for one, other in zip(rows(tmp_path / "local"), rows(tmp_path / "ray"), strict=True):
+        assert one["reward"] == other["reward"]
+        assert one["loss"] == pytest.approx(other["loss"], abs=1e-6) and other["mismatch"] < 1e-3
+    adapters = [final(tmp_path / name, 4)[0] for name in ("local", "ray")]
+    for name, tensor in adapters[0].items():
+        torch.testing.assert_close(adapters[1][name], tensor, atol=1e-5, rtol=1e-4)
+
+
+def test_the_learner_or_the_driver_dies_and_the_run_goes_on_from_the_checkpoint(tiny_model: Path, tmp_path: Path):
+    folder = tmp_path / "run"
+    arguments = overrides(
+        tiny_model, folder, "runtime=ray", "run.steps=60", "runtime.max_staleness=1", "evaluation.samples=0"
+    )
+    before = ours()
+
+    def started(steps: int) -> Launched:
+        running = Launched(arguments, tmp_path / f"log-{steps}")
+        wait_for(lambda: (folder / "metrics.jsonl").is_file() and len(rows(folder)) >= steps, 120)
+        return running
+
+    running = started(3)
+    (learner,) = [p for p in ours() - before if psutil.Process(p).name().startswith("ray::Learner")]
+    os.kill(learner, signal.SIGKILL)
+    code, output = running.wait()
+    assert code == 3 and "the same command goes on from the last checkpoint" in output, output
+    done = len(rows(folder))
+    running = started(done + 3)
+    os.kill(running.pid, signal.SIGKILL)
+    running.process.join()
+    wait_for(lambda: not ours() - before)
+    launch(arguments)
+    trained: list[int] = []
+    for step in range(1, 61):
+        table = pq.read_table(folder / "completions" / f"step-{step:06d}.parquet")
+        trained += sorted(set(table.column("ordinal").to_pylist()))
+    assert sorted(trained) == list(range(120))
+    wait_for(lambda: not ours() - before)
