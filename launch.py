@@ -100,7 +100,8 @@ def run(settings: Settings) -> int:
         logging.getLogger(name).setLevel(logging.ERROR)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     with warnings.catch_warnings(action="ignore"):
-        from session import Session
+        from actors.runtime import WorkerLost
+        from session import RunLost, Session
     warnings.filterwarnings("ignore", module=r"vllm|torch")
     stop = Stop()
     session = Session(settings, Console(width=None if sys.stdout.isatty() else 120))
@@ -113,6 +114,8 @@ def run(settings: Settings) -> int:
             return 128 + stop.requested
         session.finish()
         return 0
+    except WorkerLost as lost:
+        raise RunLost(f"{lost}; the same command goes on from the last checkpoint") from lost
     finally:
         session.close()
 

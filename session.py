@@ -52,8 +52,8 @@ from workers import build_runtime, make_learner, make_replay, make_rollout, shar
 HOPELESS = 8  # batches in a row of which nothing can be scored
 
 
-class LearnerLost(UsageError):
-    """The learner died, and what it learned since the last checkpoint with it."""
+class RunLost(UsageError):
+    """A worker died that nothing can replace: the learner, and what it learned since the last checkpoint with it."""
 
     exit_code = 3
 
@@ -156,15 +156,12 @@ class Session:
             return self._learner.submit(LearnerWorker.step, passed(self._table()))
 
     def outcome(self, learning: Promise[StepStats], ordinals: Sequence[int]) -> StepStats | None:
-        """What the step did, or None if its rows were lost on the way and are to be learned from again.
-
-        Raises LearnerLost.
-        """
+        """What the step did, or None if its rows were lost on the way and are to be learned from again."""
         try:
             return learning.result()
         except WorkerLost as lost:
             if not self.pipeline.renew(lost):
-                raise LearnerLost(f"{lost}; the same command goes on from the last checkpoint") from lost
+                raise
             self._held |= set(ordinals)
             return None
 

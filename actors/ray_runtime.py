@@ -8,6 +8,7 @@ names a cluster that others run.
 import contextlib
 import math
 import os
+import re
 import tempfile
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -69,7 +70,9 @@ class RayPromise(Promise[R], Generic[R]):
 
 def _lost(error: RayActorError | ObjectLostError, names: Mapping[str, str]) -> WorkerLost:
     name = names.get(getattr(error, "actor_id", None) or "", OBJECT)
-    return WorkerLost(name, " ".join(str(error).split())[:200])
+    detail = re.search(r"Worker exit detail: ([^.]*)", str(error))
+    reason = f"its process died: {detail[1]}" if detail else str(error).strip().splitlines()[0]
+    return WorkerLost(name, reason)
 
 
 class _Actor:
