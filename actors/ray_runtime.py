@@ -165,7 +165,7 @@ class RayRuntime:
             options |= {
                 "num_cpus": max(os.cpu_count() or 1, math.ceil(sum(r.cpus * r.count for r in resources.values()))),
                 "_node_ip_address": "127.0.0.1", "_temp_dir": str(link),
-                "_system_config": {"max_direct_call_object_size": SMALL_OBJECT_BYTES},
+                "_system_config": {"max_direct_call_object_size": SMALL_OBJECT_BYTES, "worker_niceness": 0},
             }  # fmt: skip
         else:
             options["address"] = address

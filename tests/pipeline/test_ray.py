@@ -52,7 +52,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable]:
 def ours() -> set[int]:
     """Processes of Ray."""
     names = ("ray::", "raylet", "gcs_server")
-    return {p.pid for p in psutil.process_iter(["name"]) if (p.info["name"] or "").startswith(names)}
+    alive = [p.info for p in psutil.process_iter(["pid", "name", "status"]) if p.info["status"] != psutil.STATUS_ZOMBIE]
+    return {info["pid"] for info in alive if (info["name"] or "").startswith(names)}
 
 
 class Road:
@@ -208,7 +209,7 @@ def test_the_learner_or_the_driver_dies_and_the_run_goes_on_from_the_checkpoint(
     running = started(done + 3)
     os.kill(running.pid, signal.SIGKILL)
     running.process.join()
-    wait_for(lambda: not ours() - before)
+    wait_for(lambda: not ours() - before, 150)  # Ray's agents look for their raylet once a minute
     launch(arguments)
     trained: list[int] = []
     for step in range(1, 61):
