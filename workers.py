@@ -15,7 +15,7 @@ from actors.engine import Engine
 from actors.ledger import Ledger
 from actors.replay import Replay
 from actors.rollout import RolloutWorker
-from actors.runtime import LocalRuntime, Runtime, set_ray_environment
+from actors.runtime import LocalRuntime, Runtime
 from conf.schema import Settings
 from learner.build import Blueprint, build_learner, draw
 from learner.worker import LearnerWorker
@@ -69,8 +69,6 @@ def build_runtime(settings: Settings, folder: Path) -> Runtime:
     r = settings.runtime
     if r.name == "local":
         return LocalRuntime()
-    if r.address is None:
-        set_ray_environment(folder / "ray")
     from actors.ray_runtime import RayRuntime, Resources
 
     threads = settings.hardware.threads or 1

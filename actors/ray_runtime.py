@@ -1,14 +1,16 @@
 """RayRuntime: each worker a Ray actor, each promise an object reference. The only file that imports Ray.
 
-Rows pass from worker to worker through the object store. Binds to loopback, asks every caller for a token (`set_ray_environment`, which
-comes before this file is imported), runs no dashboard, and keeps Ray's files inside the run folder, unless an address
-names a cluster that others run.
+Rows pass from worker to worker through the object store. Binds to loopback, asks every caller for a token, runs no
+dashboard, and keeps Ray's files inside the run folder, unless an address names a cluster that others run.
 """
 
 import contextlib
+import hashlib
+import importlib
 import math
 import os
 import re
+import secrets
 import tempfile
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -127,7 +129,7 @@ class RayRuntime:
         start_seconds: float = 60.0,
     ) -> None:
         self._names: dict[str, str] = {}
-        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        self._link: Path | None = None
         self._connect(folder, address, resources)
         # A cluster of our own has what it has; another may be growing.
         self._reserve(resources, start_seconds if address else 5.0)
@@ -157,14 +159,17 @@ class RayRuntime:
             # Ray takes 127.0.0.1 for a mistake and puts the machine's outer address in its place, whereupon its servers
             # listen to everyone. Remove when ray.init can be told to stay on the loopback.
             services.resolve_ip_for_localhost = lambda host: host
-            # Sockets have short names: Ray's files are in the run folder by way of a short link.
             (folder / "ray").mkdir(exist_ok=True)
-            self._temporary = tempfile.TemporaryDirectory(prefix="epiphany-")
-            link = Path(self._temporary.name) / "r"
-            link.symlink_to((folder / "ray").resolve())
+            _demand_token(folder / "ray" / "token")
+            # Sockets have short names: Ray's files are in the run folder by way of a short link.
+            self._link = (
+                Path(tempfile.gettempdir()) / f"epiphany-{hashlib.sha256(str(folder).encode()).hexdigest()[:10]}"
+            )
+            self._link.unlink(missing_ok=True)
+            self._link.symlink_to(folder / "ray")
             options |= {
                 "num_cpus": max(os.cpu_count() or 1, math.ceil(sum(r.cpus * r.count for r in resources.values()))),
-                "_node_ip_address": "127.0.0.1", "_temp_dir": str(link),
+                "_node_ip_address": "127.0.0.1", "_temp_dir": str(self._link),
                 "_system_config": {"max_direct_call_object_size": SMALL_OBJECT_BYTES, "worker_niceness": 0},
             }  # fmt: skip
         else:
@@ -202,8 +207,19 @@ class RayRuntime:
     def close(self) -> None:
         self.release()
         ray.shutdown()
-        if self._temporary is not None:
-            self._temporary.cleanup()
+        if self._link is not None:
+            self._link.unlink(missing_ok=True)
+
+
+def _demand_token(file: Path) -> None:
+    """Let this run's cluster answer only those who know what is in `file`. Ray reads such settings when it is imported, which
+    vLLM may have done already, so that they are read again (as Ray's own tests do it)."""
+    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as stream:
+        stream.write(secrets.token_hex(32))
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(file), "RAY_USAGE_STATS_ENABLED": "0"}
+    raylet: Any = importlib.import_module("ray._raylet")
+    raylet.Config.initialize("")
+    raylet.AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _missing(resources: Mapping[str, Resources]) -> str:

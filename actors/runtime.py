@@ -4,11 +4,8 @@ A worker is a plain class that knows nothing of this. A handle calls one of its 
 that is passed to another call travels by reference. ray_runtime.py does the same over a cluster.
 """
 
-import os
-import secrets
 from collections.abc import Callable, Collection
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from pathlib import Path
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, cast
 
 T = TypeVar("T")
@@ -135,16 +132,6 @@ class LocalRuntime:
         return [kept[future] for future in wait(kept, seconds, return_when=FIRST_COMPLETED).done]
 
     def close(self) -> None: ...
-
-
-def set_ray_environment(folder: Path) -> None:
-    """Set what Ray reads when it is imported, for a cluster of this run's own: a token, in `folder`, that every caller must
-    show, and no usage reports."""
-    folder.mkdir(exist_ok=True)
-    token = folder / "token"
-    with os.fdopen(os.open(token, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as stream:
-        stream.write(secrets.token_hex(32))
-    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
 
 
 def _close(worker: object) -> None:

@@ -14,7 +14,6 @@ import torch
 
 from actors.pipeline import Limits, Pipeline, TooManyLost
 from actors.replay import Replay
-from actors.runtime import set_ray_environment
 from actors.types import Adapter, AdapterEntry, AdapterLayout, Prompt, Sampling
 from conf.errors import UsageError
 from tests.pipeline import crew
@@ -27,7 +26,6 @@ SAMPLES = 4
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable]:
     """Makes runtimes on one Ray cluster of this module's own; nothing of it is left afterwards."""
     folder = tmp_path_factory.mktemp("ray")
-    set_ray_environment(folder / "ray")
     import ray
 
     from actors.ray_runtime import RayRuntime, Resources
@@ -37,7 +35,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable]:
 
     def make(**counts: int) -> RayRuntime:
         runtime = RayRuntime.__new__(RayRuntime)
-        runtime._names, runtime._temporary = {}, None
+        runtime._names, runtime._link = {}, None
         runtime._reserve({kind: Resources(n, 0.05) for kind, n in counts.items()}, 5.0)
         return runtime
 
@@ -68,6 +66,8 @@ class Road:
         self.pipeline.start("rollout", 2, lambda name: partial(crew.rollout, folder, name))
         self.pipeline.start("replay", 1, lambda _: partial(crew.replay, folder))
         self.accepted: list[int] = []
+        for kind, count in (("reward", 2), ("rollout", 2), ("replay", 1)):
+            wait_for(lambda kind=kind, count=count: len(crew.pids(folder, kind)) == count)
 
     def sample(self, ordinals: range, meanwhile: Callable[[], None] = lambda: None) -> None:
         """Until every group of `ordinals` was admitted; `meanwhile` happens after the first."""
