@@ -36,13 +36,13 @@ def make_learner(
     settings: Settings, folder: Path, blueprint: Blueprint | None = None, engine: Engine | None = None
 ) -> LearnerWorker:
     """A learner over the weights of `engine`, or over its own, with checkpoints in `folder`."""
-    machine = build_machine(settings)
-    source, _ = build_model_source(settings)
     notes = []
     if blueprint is None:
+        machine = build_machine(settings)
+        source, _ = build_model_source(settings)
         blueprint = draw(settings, machine, source, roles=frozenset({"learner"}))
         notes = [f"the learner is on {machine.device} in {machine.dtype}", *blueprint.notes]
-    learner, origin = build_learner(blueprint, machine, source, engine=engine)
+    learner, origin = build_learner(blueprint, engine=engine)
     return LearnerWorker(
         learner, checkpoints=folder, base_model=settings.model.path, keep=settings.run.keep_checkpoints,
         on_host=engine is None, notes=[*notes, f"the learner's base weights: {origin}"],

@@ -47,7 +47,7 @@ def build_workers(settings: Settings) -> Workers:
     blueprint = draw(settings, machine, source)
     name, _ = choose_engine(blueprint.settings, machine)
     engine = build_engine(blueprint.settings, machine, name, source, tokenizer, blueprint.layout)
-    learner, _ = build_learner(blueprint, machine, source, engine=engine)
+    learner, _ = build_learner(blueprint, engine=engine)
     engine.load_adapter(learner.adapter())
     return Workers(blueprint.settings, machine, source, tokenizer, engine, learner)
 

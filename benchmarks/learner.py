@@ -51,7 +51,7 @@ def main() -> None:
         machine = build_machine(settings)
         source, _ = build_model_source(settings)
         blueprint = draw(settings, machine, source)
-        learner, _ = build_learner(blueprint, machine, source)
+        learner, _ = build_learner(blueprint)
     lora = learner.policy.lora
     lora.flat.detach()[lora.layout.start_of_b :].normal_(0, 1e-4)
     config = blueprint.skeleton.config

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from actors.build import build_machine, build_model_source
 from actors.lora import FlatLora
 from actors.models import load_base_model
 from actors.types import Request, Sampling
@@ -60,11 +59,9 @@ def main() -> None:
         prompts = [tuple(row[:n]) for row, n in list(zip(rows, lengths, strict=True))[::8]]
         engine_rate(workers.engine, prompts, max(SIZES), 32, "warm")
         rates = {n: engine_rate(workers.engine, prompts, n, arguments.tokens, f"{n}") for n in SIZES}
-        machine = build_machine(settings)
-        source, _ = build_model_source(settings)
         base = load_base_model(
-            source,
-            dtype=machine.dtype,
+            workers.source,
+            dtype=workers.machine.dtype,
             device="cuda",
             quantization=settings.model.quantization,
             trust_remote_code=False,

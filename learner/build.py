@@ -21,10 +21,12 @@ from learner.policy import Policy
 
 @dataclass(frozen=True)
 class Blueprint:
-    """What is settled before anything loads: `settings` without nulls of the memory plan, the model's structure, the
-    adapter's layout, and `notes` for the user."""
+    """What is settled before anything loads: `settings` without nulls of the memory plan, on which `machine` and from which
+    `source`, the model's structure, the adapter's layout, and `notes` for the user."""
 
     settings: Settings
+    machine: Machine
+    source: ModelSource
     skeleton: PreTrainedModel
     layout: AdapterLayout
     notes: list[str]
@@ -52,23 +54,21 @@ def draw(
     shape = memory.ModelShape.of(skeleton, layout.size, kept)
     if machine.device != "cuda":
         entry = getattr(torch, machine.dtype).itemsize
-        return Blueprint(memory.without_gpu(settings, shape, entry=entry), skeleton, layout, [])
+        return Blueprint(memory.without_gpu(settings, shape, entry=entry), machine, source, skeleton, layout, [])
     free, total = torch.cuda.mem_get_info()
     limit = settings.hardware.vram_gib
     budget = int(0.9 * free) if limit is None else min(int(limit * memory.GIB), free)
     plan = memory.plan(settings, shape, budget=budget, shared=settings.engine.share_weights != "never", roles=roles)
     torch.cuda.set_per_process_memory_fraction(plan.allocator_bytes / total)
-    return Blueprint(plan.settings, skeleton, layout, plan.lines())
+    return Blueprint(plan.settings, machine, source, skeleton, layout, plan.lines())
 
 
-def build_learner(
-    blueprint: Blueprint, machine: Machine, source: ModelSource, *, engine: Engine | None = None
-) -> tuple[Learner, str]:
+def build_learner(blueprint: Blueprint, *, engine: Engine | None = None) -> tuple[Learner, str]:
     """The learner at version 0, and where its base weights come from: `engine` if it can lend them, or a copy."""
     settings = blueprint.settings
     learner = settings.learner
     assert learner.logit_chunk_tokens is not None
-    base, origin = _base_model(blueprint, machine, source, engine)
+    base, origin = _base_model(blueprint, engine)
     policy = Policy(
         base, lora=lora_arguments(settings), seed=settings.run.seed, temperature=settings.sampling.temperature,
         logit_chunk_tokens=learner.logit_chunk_tokens, gradient_checkpointing=bool(learner.gradient_checkpointing),
@@ -77,10 +77,8 @@ def build_learner(
     return Learner(policy, OBJECTIVES[settings.algorithm.name](settings.algorithm), learner), origin
 
 
-def _base_model(
-    blueprint: Blueprint, machine: Machine, source: ModelSource, engine: Engine | None
-) -> tuple[PreTrainedModel, str]:
-    settings = blueprint.settings
+def _base_model(blueprint: Blueprint, engine: Engine | None) -> tuple[PreTrainedModel, str]:
+    settings, machine, source = blueprint.settings, blueprint.machine, blueprint.source
     share, model = settings.engine.share_weights, settings.model
     try:
         if share == "never":
