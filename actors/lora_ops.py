@@ -68,9 +68,14 @@ def _few_rows(
     bm = max(16, _power_of_2(rows))
     down_splits = _divisor(inputs // BLOCK, MOST_SPLITS)
     down = torch.empty(down_splits * rows * len(a), dtype=torch.float32, device=x_MK.device)
-    kernels.shrink[(down_splits,)](
-        x_MK, a, down, rows, K=inputs, ROWS=len(a), SPLITS=down_splits, BM=bm, BA=max(16, _power_of_2(len(a))), num_stages=3
-    )  # fmt: skip
+    # The adapter's first product runs beside the layer's own: neither fills the card.
+    here, beside = torch.cuda.current_stream(), _side_stream(x_MK.device)
+    beside.wait_stream(here)
+    with torch.cuda.stream(beside):
+        kernels.shrink[(down_splits,)](
+            x_MK, a, down, rows, K=inputs, ROWS=len(a), SPLITS=down_splits, BM=bm, BA=max(16, _power_of_2(len(a))),
+            num_stages=3,
+        )  # fmt: skip
     if absmax is None:
         base, splits = torch.nn.functional.linear(x_MK, weight, bias_N), 0
         bias_N, out_MN = None, base
@@ -83,6 +88,7 @@ def _few_rows(
             x_MK, weight, absmax, base, rows, outputs, K=inputs, SPLITS=splits, BM=bm, BN=64, num_warps=4, num_stages=3
         )
         out_MN = x_MK.new_empty(rows, outputs)
+    here.wait_stream(beside)
     ends = [sum(slices[: i + 1]) for i in range(2)]
     bn = 64 if outputs <= 8192 else 128
     kernels.finish[(-(-outputs // bn),)](
@@ -90,6 +96,11 @@ def _few_rows(
         DOWN_SPLITS=down_splits, HAS_BIAS=bias_N is not None, BM=bm, BN=bn, num_warps=4,
     )  # fmt: skip
     return out_MN
+
+
+@functools.cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
 
 
 @functools.cache
