@@ -4,6 +4,7 @@ With `engine`, rollout and learner share it and its weights; without, each build
 package but report.
 """
 
+import math
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -72,12 +73,15 @@ def build_runtime(settings: Settings, folder: Path) -> Runtime:
     from actors.ray_runtime import RayRuntime, Resources
 
     threads = settings.hardware.threads or 1
-    gpus = float(settings.hardware.device == "cuda")
-    resources = {
-        "rollout": Resources(r.rollout_workers, threads, gpus), "learner": Resources(1, threads, gpus),
-        "reward": Resources(r.reward_workers, 0.1), "replay": Resources(1, 0.1), "recorder": Resources(1, 0.1),
-    }  # fmt: skip
-    return RayRuntime(resources, folder=folder, address=r.address, start_seconds=r.start_seconds)
+    cpus = {"rollout": (r.rollout_workers, threads), "learner": (1, threads), "reward": (r.reward_workers, 0.1),
+            "replay": (1, 0.1), "recorder": (1, 0.1)}  # fmt: skip
+    runtime = RayRuntime(folder=folder, address=r.address, cpus=math.ceil(sum(n * each for n, each in cpus.values())))
+    wants_gpu = settings.hardware.device == "cuda" or (settings.hardware.device == "auto" and runtime.gpus)
+    gpus: dict[str, float] = dict.fromkeys(("rollout", "learner"), float(bool(wants_gpu)))
+    resources = {kind: Resources(n, each, gpus.get(kind, 0.0)) for kind, (n, each) in cpus.items()}
+    # A cluster of our own has what it has; another may be growing.
+    runtime.reserve(resources, r.start_seconds if r.address else 5.0)
+    return runtime
 
 
 def share_cores(settings: Settings) -> Settings:

@@ -7,7 +7,6 @@ dashboard, and keeps Ray's files inside the run folder, unless an address names 
 import contextlib
 import hashlib
 import importlib
-import math
 import os
 import re
 import secrets
@@ -116,25 +115,23 @@ class RayHandle(Generic[T]):
 class RayRuntime:
     """Workers on a Ray cluster: a new one on this machine, or the one at `address` ("auto" finds it).
 
-    `resources` says what each kind of worker reserves; all of it is reserved in one placement group before anything
-    starts. Raises UsageError if the cluster cannot be reached, or lacks something for `start_seconds`.
+    A new one has at least `cpus`, however few the machine has: workers share them. Raises UsageError if the cluster cannot
+    be reached.
     """
 
-    def __init__(
-        self,
-        resources: Mapping[str, Resources],
-        *,
-        folder: Path,
-        address: str | None = None,
-        start_seconds: float = 60.0,
-    ) -> None:
+    def __init__(self, *, folder: Path, address: str | None = None, cpus: int = 1) -> None:
         self._names: dict[str, str] = {}
         self._link: Path | None = None
-        self._connect(folder, address, resources)
-        # A cluster of our own has what it has; another may be growing.
-        self._reserve(resources, start_seconds if address else 5.0)
+        self._connect(folder, address, cpus)
 
-    def _reserve(self, resources: Mapping[str, Resources], seconds: float) -> None:
+    @property
+    def gpus(self) -> float:
+        """GPUs of the whole cluster, in use or not."""
+        return float(ray.cluster_resources().get("GPU", 0))
+
+    def reserve(self, resources: Mapping[str, Resources], seconds: float) -> None:
+        """Set aside in one placement group what each kind of worker needs, before any starts. Raises UsageError if the cluster
+        lacks something for `seconds`."""
         self._kinds = dict(resources)
         places = [f"{kind}-{i}" for kind, r in resources.items() for i in range(r.count)]
         self._bundle = {place: i for i, place in enumerate(places)}
@@ -151,7 +148,7 @@ class RayRuntime:
                 "(runtime.rollout_workers, runtime.reward_workers) or add nodes"
             )
 
-    def _connect(self, folder: Path, address: str | None, resources: Mapping[str, Resources]) -> None:
+    def _connect(self, folder: Path, address: str | None, cpus: int) -> None:
         options: dict[str, Any] = {
             "include_dashboard": False, "log_to_driver": False, "configure_logging": False, "namespace": "epiphany",
         }  # fmt: skip
@@ -168,7 +165,7 @@ class RayRuntime:
             self._link.unlink(missing_ok=True)
             self._link.symlink_to(folder / "ray")
             options |= {
-                "num_cpus": max(os.cpu_count() or 1, math.ceil(sum(r.cpus * r.count for r in resources.values()))),
+                "num_cpus": max(os.cpu_count() or 1, cpus),
                 "_node_ip_address": "127.0.0.1", "_temp_dir": str(self._link),
                 "_system_config": {"max_direct_call_object_size": SMALL_OBJECT_BYTES, "worker_niceness": 0},
             }  # fmt: skip

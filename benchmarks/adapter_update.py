@@ -45,7 +45,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
 
         def reload() -> None:
-            save_adapter(Path(folder), adapter, base_model=workers.source.path)
+            save_adapter(Path(folder), adapter, base_model=workers.blueprint.source.path)
             manager.add_adapter(LoRARequest("reloaded", 2, folder, load_inplace=True))
 
         from_disk = milliseconds(reload)

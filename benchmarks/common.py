@@ -12,12 +12,11 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 from transformers import PreTrainedTokenizerBase
 
-from actors.build import Machine, build_engine, build_machine, build_model_source, choose_engine
-from actors.models import ModelSource
+from actors.build import build_engine, build_machine, build_model_source, choose_engine
 from actors.rollout import RolloutWorker
 from actors.types import Group, Prompt, Sampling
 from conf.schema import Settings, register
-from learner.build import build_learner, draw
+from learner.build import Blueprint, build_learner, draw
 from learner.learner import Learner
 
 
@@ -30,11 +29,9 @@ def settings_from(*overrides: str) -> Settings:
 
 @dataclass(frozen=True)
 class Workers:
-    """What a run would have, of one process; `settings` are those that the memory plan has filled."""
+    """What a run would have, of one process."""
 
-    settings: Settings
-    machine: Machine
-    source: ModelSource
+    blueprint: Blueprint
     tokenizer: PreTrainedTokenizerBase
     engine: Any
     learner: Learner
@@ -49,7 +46,7 @@ def build_workers(settings: Settings) -> Workers:
     engine = build_engine(blueprint.settings, machine, name, source, tokenizer, blueprint.layout)
     learner, _ = build_learner(blueprint, engine=engine)
     engine.load_adapter(learner.adapter())
-    return Workers(blueprint.settings, machine, source, tokenizer, engine, learner)
+    return Workers(blueprint, tokenizer, engine, learner)
 
 
 def sample_groups(worker: RolloutWorker, prompts: Sequence[Prompt], sampling: Sampling, samples: int) -> list[Group]:

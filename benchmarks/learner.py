@@ -5,41 +5,16 @@ share of the rate at which the card multiplies large matrices.
 """
 
 import argparse
-import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from actors.build import build_machine, build_model_source
 from benchmarks.common import report
+from benchmarks.floor import learner_flop, matrix_rate, seconds
 from benchmarks.work import CASES, random_rollouts, work_settings
 from learner.build import build_learner, draw
-
-WARM, REPEATS = 2, 6
-
-
-def seconds(action: Callable[[], Any], *, warm: int = WARM, repeats: int = REPEATS) -> float:
-    """Median seconds of `action`, the device's work included."""
-    times = []
-    for i in range(warm + repeats):
-        start = time.perf_counter()
-        action()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        if i >= warm:
-            times.append(time.perf_counter() - start)
-    return statistics.median(times)
-
-
-def matrix_rate(size: int, dtype: torch.dtype) -> float:
-    """FLOP/s of a square matrix product of random numbers."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    return 2 * size**3 / seconds(lambda: a @ b, repeats=20)
 
 
 def main() -> None:
@@ -54,19 +29,13 @@ def main() -> None:
         learner, _ = build_learner(blueprint)
     lora = learner.policy.lora
     lora.flat.detach()[lora.layout.start_of_b :].normal_(0, 1e-4)
-    config = blueprint.skeleton.config
-    table = random_rollouts(blueprint.settings, config.vocab_size)
+    table = random_rollouts(blueprint.settings, blueprint.shape.vocabulary)
     stats = learner.step(table)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     took = seconds(lambda: learner.step(table))
-    linear = sum(e.shape[1] * b.shape[0] for e, b in _pairs(lora.layout))
-    # Forward and the gradient of activations (weights are frozen); the adapter's own gradient, too; a second forward
-    # pass where activations are computed again. Logits and the gradient that is made with them. Attention is left out.
-    recomputed = 2 * linear if blueprint.settings.learner.gradient_checkpointing else 0
-    flop = stats.stream_tokens * (4 * linear + recomputed + 6 * lora.layout.size)
-    flop += stats.trained_tokens * 4 * config.vocab_size * config.hidden_size
-    rate = matrix_rate(8192 if torch.cuda.is_available() else 1024, learner.policy.dtype)
+    flop = learner_flop(blueprint.settings, blueprint.shape, stats)
+    rate = matrix_rate(learner.policy.dtype)
     report(
         benchmark="learner", case=arguments.case, overrides=overrides, seconds=took,
         completion_tokens_per_second=stats.trained_tokens / took, stream_tokens_per_second=stats.stream_tokens / took,
@@ -74,12 +43,6 @@ def main() -> None:
         share_of_matrix_rate=flop / took / rate, micro_batch_tokens=blueprint.settings.learner.micro_batch_tokens,
         torch_allocated_highest_gib=torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None,
     )  # fmt: skip
-
-
-def _pairs(layout: Any) -> list[tuple[Any, Any]]:
-    """Each module's A and B entries: their outer sizes are the layer's."""
-    sides = {side: [e for e in layout.entries if e.side == side] for side in "AB"}
-    return list(zip(sides["A"], sides["B"], strict=True))
 
 
 if __name__ == "__main__":

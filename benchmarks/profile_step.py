@@ -1,80 +1,102 @@
-"""Where a step's time goes: host functions of the rollout, device and host time of the learner.
+"""Where a step's time goes: `python -m benchmarks.profile_step [case] [override ...]`.
 
-python -m benchmarks.profile_step [override ...] prints two profiles and one JSON line of times.
+For a case of benchmarks/work.py: seconds of the rollout, the learner and the adapter update beside the floor of each
+(benchmarks/floor.py), and how busy the device is in both. Prints the kernels that take longest, the host's functions of the
+rollout, and one JSON line.
 """
 
+import argparse
 import cProfile
-import dataclasses
-import json
 import pstats
-import sys
+import tempfile
 import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
-import pyarrow as pa
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from actors.build import (
-    build_prompts,
-    build_rows,
-)
-from actors.rollout import RolloutWorker
-from actors.schema import to_batch
-from actors.types import Group, Sampling, Score
-from benchmarks.common import build_workers, sample_groups, settings_from
+from actors.types import Request, Sampling
+from benchmarks.common import build_workers, report
+from benchmarks.floor import learner_flop, matrix_rate, memory_rate, rollout_work, seconds
+from benchmarks.work import CASES, PROMPT_TOKENS, random_rollouts, work_settings
 
 
-def scored(group: Group) -> Group:
-    """A reward that gives every group a signal, so that the learner has all rows to do."""
-    return dataclasses.replace(group, scores=tuple(Score(float(i % 2)) for i in range(len(group.completions))))
+def kernels(action: Callable[[], Any], title: str) -> tuple[float, float]:
+    """Run `action` and print its longest kernels; (seconds taken, share of them in which the device works)."""
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
+    with profile(activities=activities) as device:
+        start = time.perf_counter()
+        action()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        took = time.perf_counter() - start
+    key = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+    print(f"{title}: {took:.3f} s")
+    print(device.key_averages().table(sort_by=key, row_limit=16, max_name_column_width=70), flush=True)
+    spans = sorted(
+        (e.time_range.start, e.time_range.end) for e in device.events() or [] if e.device_type == DeviceType.CUDA
+    )
+    busy, until = 0.0, 0.0
+    for start_us, end_us in spans:
+        busy += max(0.0, end_us - max(start_us, until))
+        until = max(until, end_us)
+    return took, busy / 1e6 / took
 
 
 def main() -> None:
-    settings = settings_from("experiment=sums", *sys.argv[1:])
-    started = time.monotonic()
-    workers = build_workers(settings)
-    start_seconds = time.monotonic() - started
-    settings, machine, engine, learner = workers.settings, workers.machine, workers.engine, workers.learner
-    prompts = build_prompts(settings, *build_rows(settings), workers.tokenizer)
-    learner.policy.lora.flat.detach()[learner.policy.lora.layout.start_of_b :].normal_(0, 1e-4)
-    engine.load_adapter(learner.adapter())
-    sampling = Sampling(settings.sampling.temperature, settings.sampling.max_tokens)
-    worker = RolloutWorker(engine, seed=0)
-    count = settings.algorithm.prompts_per_step
-    times: dict[str, list[float]] = {"rollout": [], "learner": [], "update": []}
-    table, tokens = None, 0
-    cpu = cProfile.Profile()
-    for step in range(8):
-        batch = [prompts.at(step * count + i) for i in range(count)]
-        start = time.monotonic()
-        if step >= 5:
-            cpu.enable()
-        groups = sample_groups(worker, batch, sampling, settings.algorithm.group_size)
-        cpu.disable()
-        times["rollout"].append(time.monotonic() - start)
-        table = pa.Table.from_batches([to_batch(scored(g)) for g in groups])
-        start = time.monotonic()
-        stats = learner.step(table)
-        times["learner"].append(time.monotonic() - start)
-        tokens = stats.stream_tokens
-        adapter = learner.adapter()
-        if machine.device == "cuda":
-            torch.cuda.synchronize()
-        start = time.monotonic()
-        engine.load_adapter(adapter)
-        if machine.device == "cuda":
-            torch.cuda.synchronize()
-        times["update"].append(time.monotonic() - start)
-    pstats.Stats(cpu).sort_stats("tottime").print_stats(25)
-    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if machine.device == "cuda" else [])
-    assert table is not None
-    with profile(activities=activities) as device:
-        learner.step(table)
-    key = "self_cuda_time_total" if machine.device == "cuda" else "self_cpu_time_total"
-    print(device.key_averages().table(sort_by=key, row_limit=15, max_name_column_width=60))
-    print(device.key_averages().table(sort_by="self_cpu_time_total", row_limit=12, max_name_column_width=60))
-    median = {name: sorted(values[1:5])[2] for name, values in times.items()}
-    print(json.dumps({"engine_start_s": start_seconds, "stream_tokens": tokens, **median, "all": times}))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("case", nargs="?", default="w", choices=list(CASES))
+    arguments, overrides = parser.parse_known_args()
+    with tempfile.TemporaryDirectory() as folder:
+        workers = build_workers(work_settings(arguments.case, Path(folder), *overrides))
+    blueprint, engine, learner = workers.blueprint, workers.engine, workers.learner
+    settings, shape = blueprint.settings, blueprint.shape
+    lora = learner.policy.lora
+    lora.flat.detach()[lora.layout.start_of_b :].normal_(0, 1e-4)
+    adapter = learner.adapter()
+    table = random_rollouts(settings, shape.vocabulary)
+    prompts = [
+        tuple(row[:n])
+        for row, n in zip(table.column("token_ids").to_pylist(), table.column("prompt_length").to_pylist(), strict=True)
+    ]
+    rounds = iter(range(1000))
+
+    def sample(tokens: int = settings.sampling.max_tokens) -> None:
+        name = next(rounds)
+        engine.submit([Request(f"{name}/{i}", p, Sampling(1.0, tokens)) for i, p in enumerate(prompts)])
+        while engine.unfinished:
+            engine.step()
+
+    rollout = seconds(sample, repeats=4)
+    stats = learner.step(table)
+    learning = seconds(lambda: learner.step(table))
+    update = seconds(lambda: engine.load_adapter(adapter), repeats=20)
+
+    host = cProfile.Profile()
+    host.enable()
+    sample()
+    host.disable()
+    pstats.Stats(host).sort_stats("tottime").print_stats(20)
+    decode = 64
+    decode_seconds, decode_busy = kernels(lambda: sample(decode), f"{len(prompts)} sequences of {decode} tokens")
+    learn_seconds, learn_busy = kernels(lambda: learner.step(table), "a learner step")
+
+    matrix, memory = matrix_rate(learner.policy.dtype), memory_rate()
+    moved, flop = rollout_work(settings, shape, PROMPT_TOKENS)
+    learned = learner_flop(settings, shape, stats)
+    report(
+        benchmark="profile_step", case=arguments.case, overrides=overrides, sequences=len(prompts),
+        matrix_tflop_per_second=matrix / 1e12, memory_tb_per_second=memory / 1e12,
+        rollout={"seconds": rollout, "gb": moved / 1e9, "tflop": flop / 1e12, "floor_of_bytes": moved / memory,
+                 "floor_of_flop": flop / matrix, "device_busy": decode_busy,
+                 "seconds_per_token": rollout / settings.sampling.max_tokens, "under_the_profiler": decode_seconds},
+        learner={"seconds": learning, "tflop": learned / 1e12, "floor_of_flop": learned / matrix,
+                 "device_busy": learn_busy, "under_the_profiler": learn_seconds, "stream_tokens": stats.stream_tokens},
+        update={"seconds": update, "floor_of_bytes": 2 * 2 * lora.layout.size / memory},
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

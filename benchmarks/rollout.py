@@ -60,8 +60,8 @@ def main() -> None:
         engine_rate(workers.engine, prompts, max(SIZES), 32, "warm")
         rates = {n: engine_rate(workers.engine, prompts, n, arguments.tokens, f"{n}") for n in SIZES}
         base = load_base_model(
-            workers.source,
-            dtype=workers.machine.dtype,
+            workers.blueprint.source,
+            dtype=workers.blueprint.machine.dtype,
             device="cuda",
             quantization=settings.model.quantization,
             trust_remote_code=False,

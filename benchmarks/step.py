@@ -7,6 +7,7 @@ counted. Needs a GPU that nothing else uses.
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -47,7 +48,8 @@ class DriverMemory(threading.Thread):
 
 def used_before() -> float:
     """GiB in use on the card before this process touches it."""
-    command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "--id=0"]
+    card = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", f"--id={card}"]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout) / 1024
 
 

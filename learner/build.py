@@ -22,12 +22,13 @@ from learner.policy import Policy
 @dataclass(frozen=True)
 class Blueprint:
     """What is settled before anything loads: `settings` without nulls of the memory plan, on which `machine` and from which
-    `source`, the model's structure, the adapter's layout, and `notes` for the user."""
+    `source`, the model's structure and sizes, the adapter's layout, and `notes` for the user."""
 
     settings: Settings
     machine: Machine
     source: ModelSource
     skeleton: PreTrainedModel
+    shape: memory.ModelShape
     layout: AdapterLayout
     notes: list[str]
 
@@ -54,13 +55,13 @@ def draw(
     shape = memory.ModelShape.of(skeleton, layout.size, kept)
     if machine.device != "cuda":
         entry = getattr(torch, machine.dtype).itemsize
-        return Blueprint(memory.without_gpu(settings, shape, entry=entry), machine, source, skeleton, layout, [])
+        return Blueprint(memory.without_gpu(settings, shape, entry=entry), machine, source, skeleton, shape, layout, [])
     free, total = torch.cuda.mem_get_info()
     limit = settings.hardware.vram_gib
     budget = int(0.9 * free) if limit is None else min(int(limit * memory.GIB), free)
     plan = memory.plan(settings, shape, budget=budget, shared=settings.engine.share_weights != "never", roles=roles)
     torch.cuda.set_per_process_memory_fraction(plan.allocator_bytes / total)
-    return Blueprint(plan.settings, machine, source, skeleton, layout, plan.lines())
+    return Blueprint(plan.settings, machine, source, skeleton, shape, layout, plan.lines())
 
 
 def build_learner(blueprint: Blueprint, *, engine: Engine | None = None) -> tuple[Learner, str]:

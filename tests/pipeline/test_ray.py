@@ -24,24 +24,22 @@ SAMPLES = 4
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable]:
-    """Makes runtimes on one Ray cluster of this module's own; nothing of it is left afterwards."""
+    """Reserves room on one Ray cluster of this module's own; nothing of it is left afterwards."""
     folder = tmp_path_factory.mktemp("ray")
     import ray
 
     from actors.ray_runtime import RayRuntime, Resources
 
     before = ours()
-    first = RayRuntime({"reward": Resources(1, 0.1)}, folder=folder)
+    runtime = RayRuntime(folder=folder)
 
     def make(**counts: int) -> RayRuntime:
-        runtime = RayRuntime.__new__(RayRuntime)
-        runtime._names, runtime._link = {}, None
-        runtime._reserve({kind: Resources(n, 0.05) for kind, n in counts.items()}, 5.0)
+        runtime.reserve({kind: Resources(n, 0.05) for kind, n in counts.items()}, 5.0)
         return runtime
 
     yield make
     listening = {c.laddr.ip for c in psutil.net_connections("inet") if c.status == "LISTEN" and c.pid in ours()}
-    first.close()
+    runtime.close()
     assert listening <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
     wait_for(lambda: not ours() - before)
     assert not ray.is_initialized()
