@@ -146,10 +146,18 @@ def _converted(gguf: Path) -> Path:
         model.config._name_or_path = ""
         model.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
-        with contextlib.suppress(FileExistsError):  # another process was faster
-            Path(scratch).rename(folder)
-            Path(scratch).mkdir()
+        _move(Path(scratch), folder)
     return folder
+
+
+def _move(scratch: Path, folder: Path) -> None:
+    """Give a whole model its place, unless another process was faster; an empty `scratch` stays to be cleaned up."""
+    try:
+        scratch.rename(folder)
+        scratch.mkdir()
+    except OSError:
+        if not (folder / "config.json").is_file():
+            raise
 
 
 def _head(file: Path) -> str:

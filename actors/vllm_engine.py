@@ -1,7 +1,7 @@
 """vLLM as an Engine, in this process, through its public API.
 
 Keeps at most `max_num_seqs` requests inside vLLM and queues the rest here, so that each starts with the cache salt
-of the adapter that is current when it starts: the prefix cache can then never serve blocks of an older adapter.
+of the adapter that is current when it starts: the prefix cache then never serves blocks of another adapter.
 What vLLM does not document lives in vllm_internals.py and vllm_mends.py. Knows nothing of training.
 """
 
@@ -102,7 +102,7 @@ class VllmEngine:
         skip_idle_bookkeeping(self._engine)
         self._slot = AdapterSlot(driver_worker(self._engine), layout)
         self._outputs = Outputs(self._engine)
-        self._version = 0
+        self._version, self._loads = 0, 0
         self._waiting: deque[Request] = deque()
         self._running: set[str] = set()
         self._spans = SpanLog()
@@ -118,9 +118,8 @@ class VllmEngine:
         self._slot.write(adapter)
         if self._running:
             self._spans.close(self._version, sampled_counts(self._engine))
-        else:
-            self._engine.reset_prefix_cache()
         self._version = adapter.version
+        self._loads += 1
 
     def base_weights(self) -> BaseWeights:
         return base_weights(self._engine)
@@ -154,7 +153,7 @@ class VllmEngine:
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        prompt: Any = {"prompt_token_ids": list(request.prompt_token_ids), "cache_salt": f"v{self._version}"}
+        prompt: Any = {"prompt_token_ids": list(request.prompt_token_ids), "cache_salt": f"{self._loads}"}
         self._spans.start(request.request_id)
         self._running.add(request.request_id)
         self._engine.add_request(

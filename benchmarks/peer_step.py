@@ -6,10 +6,15 @@ in it, which takes what is left of the share of the card that the engine is give
 """
 
 import argparse
+import importlib
 import statistics
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+if sys.argv[1:2] == ["unsloth"]:
+    importlib.import_module("unsloth")  # before transformers and TRL, which it changes
 
 from transformers import AutoConfig
 
@@ -87,10 +92,6 @@ def main() -> None:
     arguments = parser.parse_args()
     before = used_before()
     be_one_process()
-    if arguments.peer == "unsloth":
-        import unsloth
-
-        assert unsloth  # it must come before transformers and TRL are used
     from datasets import Dataset
 
     from actors.models import ModelSource, load_tokenizer
