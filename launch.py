@@ -22,13 +22,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from conf.check import check_overrides, check_settings, open_free_keys
+from conf.check import check_overrides, check_settings, spell_out
 from conf.errors import UsageError
 from conf.schema import Settings, register
 
 if TYPE_CHECKING:
-    from actors.runtime import Promise
-    from learner.learner import StepStats
     from session import Session
 
 
@@ -37,7 +35,7 @@ def train(session: Session, stop: Stop) -> None:
     s, ledger = session.settings, session.ledger
     batch_size, max_staleness = s.algorithm.prompts_per_step, s.runtime.max_staleness
     batch: list[int] = []
-    learning: Promise[StepStats] | None = None
+    learning = False  # from batch
     while session.version < s.run.steps and not stop.requested:
         # Hand out prompts: a batch for the version that is being trained, and one for each that may lag behind.
         free = batch_size * (1 + max_staleness) - len(ledger.open)
@@ -45,30 +43,29 @@ def train(session: Session, stop: Stop) -> None:
 
         # Learn once a batch is there, unless it would leave a group too old that is still being sampled. With
         # max_staleness 0 that is any group at all: the engines are drained before each update.
-        if learning is None:
+        if not learning:
             batch = session.ready(batch_size)
             waiting_for = ledger.oldest_version(besides=batch)
             too_old = waiting_for is not None and session.version + 1 - waiting_for > max_staleness
             if len(batch) == batch_size and not too_old:
-                learning = session.learn(batch)
+                session.learn(batch)
+                learning = True
 
         # Until then, and while the learner works elsewhere: sample, score and queue.
-        if learning is None or not session.is_there(learning):
-            session.work(learning)
-            continue
-        stats, learning = session.outcome(learning, batch), None
-        if stats is None:
+        if not (learning and session.has_learned):
+            session.work()
             continue
 
         # Pass the new adapter on. Unfinished sequences stay in the engines and go on under it.
-        session.finish_step(batch, stats)
+        session.finish_step()
+        learning = False
 
         if session.version % s.run.checkpoint_every == 0 or session.version == s.run.steps:
             session.save()
         if s.evaluation.every and session.version % s.evaluation.every == 0 and session.version < s.run.steps:
             session.evaluate()
-    if learning is not None and (stats := session.outcome(learning, batch)) is not None:
-        session.finish_step(batch, stats)
+    if learning:
+        session.finish_step()
     if stop.requested:
         session.save()
 
@@ -125,7 +122,11 @@ def _hydra_main(config: DictConfig) -> None:
     settings: Any = OmegaConf.to_object(config)
     try:
         check_settings(settings)
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
+        if settings.task == "status":
+            from report.status import show_status
+
+            show_status(Console(), Path(settings.run.folder))
+        elif HydraConfig.get().mode == RunMode.MULTIRUN:
             _sweep_job(settings)
         else:
             sys.exit(run(settings))
@@ -149,11 +150,11 @@ def _fail(error: UsageError) -> None:
 def main() -> None:
     """The console script."""
     register()
+    sys.argv[1:] = spell_out(sys.argv[1:])
     try:
         check_overrides(sys.argv[1:])
     except UsageError as error:
         _fail(error)
-    sys.argv[1:] = open_free_keys(sys.argv[1:])
     _hydra_main()
 
 

@@ -25,7 +25,6 @@ from actors.build import (
     build_machine,
     build_model_source,
     build_prompts,
-    build_reward_worker,
     build_rows,
     choose_engine,
 )
@@ -34,20 +33,21 @@ from actors.ledger import Ledger
 from actors.pipeline import Limits, Pipeline
 from actors.replay import Replay
 from actors.reward import RewardWorker
-from actors.runtime import Promise, WorkerLost, passed
+from actors.runtime import Promise, passed
 from actors.sources import DataError
 from actors.types import Group, Prompt, Sampling
 from conf.errors import UsageError
 from conf.schema import Settings
 from learner.build import Blueprint, draw, settle
-from learner.learner import StepStats
+from learner.crew import Crew
+from learner.ranks import Ranks
 from learner.worker import LearnerWorker
 from report import evaluation, metrics
 from report.recorder import Recorder
 from report.run_folder import RunFolder
 from report.table import Progress, show_evaluations
 from rewards.sample import Sample
-from workers import build_runtime, make_learner, make_replay, make_rollout, share_cores
+from workers import build_runtime, make_learner, make_replay, make_reward, make_rollout, share_cores
 
 HOPELESS = 8  # batches in a row of which nothing can be scored
 
@@ -72,7 +72,7 @@ class Session:
         self.folder = RunFolder(Path(s.run.folder))
         self._runtime = runtime = build_runtime(s, self.folder.path.resolve())
         self.pipeline = Pipeline(runtime, limits=self._limits(), note=self._note)
-        self.pipeline.start("reward", s.runtime.reward_workers, lambda _: partial(build_reward_worker, s))
+        self.pipeline.start("reward", s.runtime.reward_workers, lambda _: partial(make_reward, s))
         rows, held_out_rows = build_rows(s)
         self._source, tokenizer = build_model_source(s)
         self.prompts = build_prompts(s, rows, held_out_rows, tokenizer)
@@ -98,26 +98,34 @@ class Session:
 
         checkpoints = self.folder.checkpoints.resolve()
         self.pipeline.start("rollout", s.runtime.rollout_workers, lambda name: partial(make_rollout, s, name, engine))
-        self._learner = runtime.start(
-            "learner", partial(make_learner, s, checkpoints, blueprint, engine), name="learner-0"
-        )
+        count = s.runtime.learner_ranks
+        ranks = [
+            runtime.start(
+                "learner",
+                partial(make_learner, s, checkpoints, Ranks(i, count), blueprint, engine),
+                name=f"learner-{i}",
+            )
+            for i in range(count)
+        ]
+        self._crew = Crew(runtime, ranks, seconds=s.runtime.start_seconds)
+        self._learner = self._crew.first
         for line in self._learner.submit(LearnerWorker.notes).result():
             self._note(line)
         self.ledger, self.version = Ledger(), 0
-        resumed = self._learner.submit(LearnerWorker.resume, s.run.resume).result()
+        resumed = self._crew.resume(s.run.resume)
         if resumed is not None:
             where, state = resumed
             self.ledger, self.version = Ledger.restore(state["ledger"]), state["version"]
             self._note(f"going on from {where} (step {self.version} of {s.run.steps})")
         self._held: set[int] = set()
         self._recover()
-        self._broadcast()
+        self._broadcast(self.version)
 
         files = [f.resolve() for f in (self.folder.metrics, self.folder.tensorboard, self.folder.completions)]
         self.pipeline.start("recorder", 1, lambda _: partial(Recorder, *files, last_step=self.version))
         self._progress = Progress(console, s.run.steps).__enter__()
         self._sampling = Sampling(s.sampling.temperature, s.sampling.max_tokens)
-        self._table: Callable[[], Promise[pa.Table]] | None = None
+        self._batch: list[int] = []
         self._unscorable = 0
         self._hopeless = 0
         self._started = time.monotonic()
@@ -135,58 +143,54 @@ class Session:
         """The `count` lowest ordinals that the replay holds."""
         return sorted(self._held)[:count]
 
-    def work(self, besides: Promise[Any] | None = None) -> None:
-        """Sample, score and queue until something finishes, or `besides` is there."""
-        for verdict in self.pipeline.work(*([] if besides is None else [besides])):
+    def work(self) -> None:
+        """Sample, score and queue until something finishes, or the learner does."""
+        for verdict in self.pipeline.work(*self._crew.pending):
             self._unscorable += verdict.unscorable
             if verdict.accepted:
                 self._held.add(verdict.ordinal)
             else:
                 self._give_up(verdict.ordinal, verdict.error)
 
-    def is_there(self, promise: Promise[Any]) -> bool:
-        return bool(self._runtime.wait([promise], 0.0))
-
-    def learn(self, ordinals: Sequence[int]) -> Promise[StepStats]:
+    def learn(self, ordinals: Sequence[int]) -> None:
         """Let the learner step on these groups; in one process it is done when this returns."""
-        s = self.settings
-        self._table = partial(self._rows, list(ordinals), self.version, s.runtime.max_staleness)
+        self._batch = list(ordinals)
         self._held -= set(ordinals)
+        self.pipeline.patiently(lambda: self._crew.hold(self._rows_of_step()))
         with self._cache_lent():
-            return self._learner.submit(LearnerWorker.step, passed(self._table()))
+            self._crew.step()
 
-    def outcome(self, learning: Promise[StepStats], ordinals: Sequence[int]) -> StepStats | None:
-        """What the step did, or None if its rows were lost on the way and are to be learned from again."""
-        try:
-            return learning.result()
-        except WorkerLost as lost:
-            if not self.pipeline.renew(lost):
-                raise
-            self._held |= set(ordinals)
-            return None
+    @property
+    def has_learned(self) -> bool:
+        """Whether the step that was begun is done."""
+        return self._crew.is_done
 
-    def finish_step(self, ordinals: Sequence[int], stats: StepStats) -> None:
-        """The step is done: pass the new adapter on, let go of the rows, and write and show what happened."""
-        assert self._table is not None
-        self._broadcast()
+    def finish_step(self) -> None:
+        """Wait for the step, pass the new adapter on, let go of the rows, and write and show what happened."""
+        stats = self._crew.stats()
+        self._broadcast(self.version + 1)
         numbers = {
-            "rollout_tokens": self.pipeline.tokens, "rollout_seconds": self.pipeline.seconds,
+            "workers": self.pipeline.report(),
             "seconds": time.monotonic() - self._started, "unscorable": self._unscorable, "given_up": self.ledger.given_up,
         }  # fmt: skip
-        table, made = self._table, self.version + 1
+        made = self.version + 1
         row = self.pipeline.patiently(
-            lambda: self.pipeline.one("recorder").submit(Recorder.record, passed(table()), stats, made, numbers)
+            lambda: (
+                self.pipeline.one("recorder")
+                .submit(Recorder.record, passed(self._rows_of_step()), stats, made, numbers)
+                .result()
+            )
         )
         self._progress.step(row)
         self.version = made
-        self.ledger.finish(ordinals)
-        self.pipeline.one("replay").submit(Replay.drop, list(ordinals))
-        self._table = None
-        self._unscorable = self._hopeless = self.pipeline.tokens = 0
-        self.pipeline.seconds, self._started = 0.0, time.monotonic()
+        self.ledger.finish(self._batch)
+        self.pipeline.one("replay").submit(Replay.drop, self._batch)
+        self._unscorable = self._hopeless = 0
+        self._started = time.monotonic()
 
-    def _rows(self, ordinals: list[int], version: int, max_staleness: int) -> Promise[pa.Table]:
-        return self.pipeline.one("replay").submit(Replay.batch, ordinals, version, max_staleness)
+    def _rows_of_step(self) -> Promise[pa.Table]:
+        replay, max_staleness = self.pipeline.one("replay"), self.settings.runtime.max_staleness
+        return replay.submit(Replay.batch, self._batch, self.version, max_staleness)
 
     @contextlib.contextmanager
     def _cache_lent(self) -> Any:
@@ -200,8 +204,8 @@ class Session:
             if lends:
                 self.pipeline.lend_cache(False)
 
-    def _broadcast(self) -> None:
-        self.pipeline.broadcast(self._learner.submit(LearnerWorker.adapter))
+    def _broadcast(self, version: int) -> None:
+        self.pipeline.broadcast(version, self._learner.submit(LearnerWorker.adapter))
 
     def _give_up(self, ordinal: int, error: str | None) -> None:
         self.ledger.finish([ordinal], given_up=True)
@@ -233,6 +237,7 @@ class Session:
             stream.write(json.dumps(row) + "\n")
         drawn = f", sampled {sampled.lenient:.1%}" if sampled else ""
         self._note(f"evaluation at step {self.version}: greedy {greedy.lenient:.1%}{drawn}")
+        self.pipeline.report()  # the next step's figures begin here
         self._started = time.monotonic()
 
     def _answers(self, prompts: Sequence[Prompt], *, temperature: float, samples: int) -> list[Group]:
@@ -246,7 +251,9 @@ class Session:
             "identity": self._identity,
         }
         folder = self._learner.submit(LearnerWorker.save, state).result()
-        self.pipeline.patiently(lambda: self.pipeline.one("replay").submit(Replay.release, self.ledger.is_finished))
+        self.pipeline.patiently(
+            lambda: self.pipeline.one("replay").submit(Replay.release, self.ledger.is_finished).result()
+        )
         self._note(f"saved {folder}")
 
     def finish(self) -> None:
@@ -261,7 +268,7 @@ class Session:
         """Stop the workers and let go of the folder."""
         self._progress.__exit__(None, None, None)
         self.pipeline.close()
-        self._learner.close()
+        self._crew.close()
         self._runtime.close()
         self.folder.close()
 

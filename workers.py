@@ -1,30 +1,40 @@
 """From settings to the runtime and its workers, in this process or in another.
 
-With `engine`, rollout and learner share it and its weights; without, each builds what it needs where it runs. Knows every
+With `engine`, rollout and learner share it and its weights; without, each builds what it needs where it runs. Models and
+what computes with them are imported where they are made: a worker that scores or stores starts without them. Knows every
 package but report.
 """
 
+from __future__ import annotations
+
 import math
 import os
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from actors.build import build_engine, build_machine, build_model_source, choose_engine
 from actors.engine import Engine
 from actors.ledger import Ledger
 from actors.replay import Replay
+from actors.reward import RewardWorker
 from actors.rollout import RolloutWorker
 from actors.runtime import LocalRuntime, Runtime
 from conf.schema import Settings
-from learner.build import Blueprint, build_learner, draw
-from learner.worker import LearnerWorker
+
+if TYPE_CHECKING:
+    from learner.build import Blueprint
+    from learner.ranks import Ranks
+    from learner.worker import LearnerWorker
 
 
 def make_rollout(settings: Settings, name: str, engine: Engine | None = None) -> RolloutWorker:
     """A rollout worker on `engine`, or on one of its own."""
     if engine is None:
+        from actors.build import build_engine, build_machine, build_model_source, choose_engine
+        from learner.build import draw
+
         machine = build_machine(settings)
         source, tokenizer = build_model_source(settings)
         blueprint = draw(settings, machine, source, roles=frozenset({"rollout"}))
@@ -34,9 +44,13 @@ def make_rollout(settings: Settings, name: str, engine: Engine | None = None) ->
 
 
 def make_learner(
-    settings: Settings, folder: Path, blueprint: Blueprint | None = None, engine: Engine | None = None
+    settings: Settings, folder: Path, rank: Ranks, blueprint: Blueprint | None = None, engine: Engine | None = None
 ) -> LearnerWorker:
-    """A learner over the weights of `engine`, or over its own, with checkpoints in `folder`."""
+    """A learner over the weights of `engine`, or over its own, with checkpoints in `folder`; one of several or alone."""
+    from actors.build import build_machine, build_model_source
+    from learner.build import build_learner, draw
+    from learner.worker import LearnerWorker
+
     notes = []
     if blueprint is None:
         machine = build_machine(settings)
@@ -45,8 +59,17 @@ def make_learner(
         notes = [f"the learner is on {machine.device} in {machine.dtype}", *blueprint.notes]
     learner, origin = build_learner(blueprint, engine=engine)
     return LearnerWorker(
-        learner, checkpoints=folder, base_model=settings.model.path, keep=settings.run.keep_checkpoints,
+        learner, rank=rank, checkpoints=folder, base_model=settings.model.path, keep=settings.run.keep_checkpoints,
         on_host=engine is None, notes=[*notes, f"the learner's base weights: {origin}"],
+    )  # fmt: skip
+
+
+def make_reward(settings: Settings) -> RewardWorker:
+    """A reward worker, with a child process of its own."""
+    reward = settings.reward
+    return RewardWorker(
+        [asdict(term) for term in reward.terms], deadline_seconds=reward.deadline_seconds, memory_gib=reward.memory_gib,
+        max_tokens=settings.sampling.max_tokens,
     )  # fmt: skip
 
 
@@ -73,7 +96,7 @@ def build_runtime(settings: Settings, folder: Path) -> Runtime:
     from actors.ray_runtime import RayRuntime, Resources
 
     threads = settings.hardware.threads or 1
-    cpus = {"rollout": (r.rollout_workers, threads), "learner": (1, threads), "reward": (r.reward_workers, 0.1),
+    cpus = {"rollout": (r.rollout_workers, threads), "learner": (r.learner_ranks, threads), "reward": (r.reward_workers, 0.1),
             "replay": (1, 0.1), "recorder": (1, 0.1)}  # fmt: skip
     runtime = RayRuntime(folder=folder, address=r.address, cpus=math.ceil(sum(n * each for n, each in cpus.values())))
     wants_gpu = settings.hardware.device == "cuda" or (settings.hardware.device == "auto" and runtime.gpus)
@@ -89,5 +112,5 @@ def share_cores(settings: Settings) -> Settings:
     r, hardware = settings.runtime, settings.hardware
     if r.name == "local" or hardware.threads is not None:
         return settings
-    threads = max(1, len(os.sched_getaffinity(0)) // (r.rollout_workers + 1))
+    threads = max(1, len(os.sched_getaffinity(0)) // (r.rollout_workers + r.learner_ranks))
     return replace(settings, hardware=replace(hardware, threads=threads))

@@ -1,4 +1,4 @@
-"""From settings to workers: prompts, the rollout engine and the reward worker.
+"""From settings to the machine, the model, prompts and the rollout engine.
 
 The only place outside launch.py that reads whole sections of the settings; the classes themselves take narrow
 arguments.
@@ -22,7 +22,6 @@ from actors.models import (
     resolve_model,
 )
 from actors.prompts import PromptSet
-from actors.reward import RewardWorker
 from actors.sources import Loaded, load_rows
 from actors.types import AdapterLayout
 from actors.vllm_internals import EngineUnavailable, check_version, set_environment
@@ -50,14 +49,6 @@ def build_machine(settings: Settings) -> Machine:
     if device == "cpu":
         torch.set_num_threads(threads)
     return Machine(device, threads, choose_dtype(settings.model.dtype, device))
-
-
-def build_reward_worker(settings: Settings) -> RewardWorker:
-    reward = settings.reward
-    return RewardWorker(
-        [dataclasses.asdict(term) for term in reward.terms], deadline_seconds=reward.deadline_seconds,
-        memory_gib=reward.memory_gib, max_tokens=settings.sampling.max_tokens,
-    )  # fmt: skip
 
 
 def build_model_source(settings: Settings) -> tuple[ModelSource, PreTrainedTokenizerBase]:

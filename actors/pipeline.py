@@ -49,6 +49,9 @@ class _Member:
     handle: Handle[Any]
     open: dict[int, _Task] = field(default_factory=dict)
     pump: Promise[Pumped] | None = None
+    version: int | None = None
+    tokens: int = 0
+    seconds: float = 0.0
     losses: int = 0
     is_ready: bool = False
     since: float = 0.0
@@ -83,11 +86,10 @@ class Pipeline:
         self._makers: dict[str, Callable[[str], Callable[[], Any]]] = {}
         self._members: list[_Member] = []
         self._calls: dict[Promise[Any], _Call] = {}
-        self._adapter: Promise[Adapter] | None = None
+        self._adapter: tuple[int, Promise[Adapter]] | None = None
         self._verdicts: list[Verdict] = []
         self._evaluated: dict[int, Group] = {}
         self._losses = 0
-        self.tokens, self.seconds = 0, 0.0
 
     def start(self, kind: str, count: int, maker: Callable[[str], Callable[[], Any]]) -> None:
         """Start `count` workers; `maker(name)` gives the factory of one, now and whenever one is replaced."""
@@ -120,9 +122,9 @@ class Pipeline:
         verdicts, self._verdicts = self._verdicts, []
         return verdicts
 
-    def broadcast(self, adapter: Promise[Adapter]) -> None:
+    def broadcast(self, version: int, adapter: Promise[Adapter]) -> None:
         """Pass `adapter` on to every rollout worker, and to those that will replace one."""
-        self._adapter, self._losses = adapter, 0
+        self._adapter, self._losses = (version, adapter), 0
         for member in self._of("rollout"):
             self._load(member)
 
@@ -135,6 +137,19 @@ class Pipeline:
             kept += self.work()
         self._verdicts = kept
         return [self._evaluated.pop(prompt.ordinal) for prompt in prompts]
+
+    def report(self) -> dict[str, dict[str, Any]]:
+        """Of each worker on the road: groups that it has (`open`), how often it was replaced (`losses`), and of rollout workers
+        the adapter's `version`, and `tokens_per_second` in the `seconds` of sampling since the last report."""
+        found = {}
+        for member in self._members:
+            line: dict[str, Any] = {"open": len(member.open), "losses": member.losses}
+            if member.kind == "rollout":
+                rate = member.tokens / member.seconds if member.seconds else 0.0
+                line |= {"version": member.version, "tokens_per_second": rate, "seconds": member.seconds}
+                member.tokens, member.seconds = 0, 0.0
+            found[f"{member.kind}-{member.index}"] = line
+        return found
 
     def lend_cache(self, lend: bool) -> None:
         """The engines release their caches' memory, or take it back."""
@@ -150,11 +165,11 @@ class Pipeline:
                 self._replace(member, lost.reason)
         return lost.name.partition("-")[0] in (*self._makers, OBJECT)
 
-    def patiently(self, call: Callable[[], Promise[R]]) -> R:
-        """What `call` promises, made again if a worker that can be replaced was lost meanwhile. Raises WorkerLost for others."""
+    def patiently(self, call: Callable[[], R]) -> R:
+        """What `call` returns, made again if a worker that can be replaced was lost meanwhile. Raises WorkerLost for others."""
         while True:
             try:
-                return call().result()
+                return call()
             except WorkerLost as lost:
                 if not self.renew(lost):
                     raise
@@ -174,8 +189,8 @@ class Pipeline:
     def _pumped(self, member: _Member, promise: Promise[Pumped]) -> None:
         member.pump = None
         pumped = promise.result()
-        self.tokens += pumped.tokens
-        self.seconds += pumped.seconds
+        member.tokens += pumped.tokens
+        member.seconds += pumped.seconds
         for ordinal in pumped.finished:
             task = member.open.pop(ordinal)
             task.group = member.handle.submit(RolloutWorker.collect, ordinal)
@@ -209,7 +224,13 @@ class Pipeline:
 
     def _load(self, member: _Member) -> None:
         if self._adapter is not None:
-            self._await(member, member.handle.submit(RolloutWorker.load_adapter, passed(self._adapter)))
+            version, adapter = self._adapter
+            promise = member.handle.submit(RolloutWorker.load_adapter, passed(adapter))
+            self._await(member, promise, partial(self._loaded, member, version))
+
+    def _loaded(self, member: _Member, version: int, promise: Promise[None]) -> None:
+        promise.result()
+        member.version = version
 
     # Losses
 

@@ -23,7 +23,7 @@ from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayT
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from actors.runtime import OBJECT, Handle, Promise, WorkerLost
+from actors.runtime import LOOPBACK, OBJECT, Handle, Promise, WorkerLost
 from conf.errors import UsageError
 
 T = TypeVar("T")
@@ -85,6 +85,9 @@ class _Actor:
     def call(self, method: str, arguments: Mapping[str, Any], *args: Any) -> Any:
         return getattr(self._worker, method)(*args, **arguments)
 
+    def host(self) -> str:
+        return ray.util.get_node_ip_address()
+
     def close(self) -> None:
         close = getattr(self._worker, "close", None)
         if close is not None:
@@ -98,6 +101,10 @@ class RayHandle(Generic[T]):
         self._actor = actor
         self._names = names
         self.name = name
+
+    @property
+    def host(self) -> str:
+        return RayPromise[str](self._actor.host.remote(), self.name, self._names).result()
 
     def submit(self, method: Callable[Concatenate[T, P], R], *args: P.args, **kwargs: P.kwargs) -> Promise[R]:
         given = [a.ref if isinstance(a, RayPromise) else a for a in args]
@@ -166,7 +173,7 @@ class RayRuntime:
             self._link.symlink_to(folder / "ray")
             options |= {
                 "num_cpus": max(os.cpu_count() or 1, cpus),
-                "_node_ip_address": "127.0.0.1", "_temp_dir": str(self._link),
+                "_node_ip_address": LOOPBACK, "_temp_dir": str(self._link),
                 "_system_config": {"max_direct_call_object_size": SMALL_OBJECT_BYTES, "worker_niceness": 0},
             }  # fmt: skip
         else:

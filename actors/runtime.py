@@ -14,6 +14,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+LOOPBACK = "127.0.0.1"
 OBJECT = "object"  # the name of what is lost when a result is, on its way between workers
 
 
@@ -43,6 +44,11 @@ class Handle(Protocol[T]):
     """A worker somewhere. `submit(Worker.method, ...)` keeps the call type-checked."""
 
     name: str
+
+    @property
+    def host(self) -> str:
+        """The address of the worker's machine, as the others see it."""
+        ...
 
     def submit(self, method: Callable[Concatenate[T, P], R], *args: P.args, **kwargs: P.kwargs) -> Promise[R]: ...
 
@@ -86,6 +92,8 @@ def _unpacked(arguments: tuple[Any, ...]) -> list[Any]:
 class LocalHandle(Generic[T]):
     """A worker in this process: the call is made at once and its promise is there."""
 
+    host = LOOPBACK
+
     def __init__(self, worker: T, name: str) -> None:
         self._worker = worker
         self.name = name
@@ -104,6 +112,8 @@ class LocalHandle(Generic[T]):
 
 class ThreadHandle(Generic[T]):
     """A worker in a thread of its own; its calls are made in order."""
+
+    host = LOOPBACK
 
     def __init__(self, factory: Callable[[], T], name: str) -> None:
         self._thread = ThreadPoolExecutor(max_workers=1)

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from conf.schema import Settings
-from learner.learner import StepStats
 from learner.memory import ModelShape
+from learner.stats import StepStats
 
 WARM, REPEATS = 2, 6
 

@@ -9,7 +9,6 @@ import sys
 
 from actors.build import (
     build_prompts,
-    build_reward_worker,
     build_rows,
 )
 from actors.rollout import RolloutWorker
@@ -19,6 +18,7 @@ from benchmarks.common import build_workers, sample_groups, settings_from
 from conf.schema import Settings
 from report.evaluation import accuracy, best_constant
 from rewards.answers import plain_number
+from workers import make_reward
 
 # Tasks whose answers fit in few tokens, the smallest sizes that they offer.
 CANDIDATES = """
@@ -65,7 +65,7 @@ def main() -> None:
         except DataError as error:
             print(json.dumps({"task": task, "options": options, "error": str(error)[:120]}), flush=True)
             continue
-        reward = build_reward_worker(settings)
+        reward = make_reward(settings)
         groups = [reward.score(g, True) for g in sample_groups(worker, prompts, Sampling(1.0, 32), 4)]
         result = accuracy(groups)
         row = {

@@ -21,6 +21,7 @@ NAMES = {
     "model.dtype": ("auto", "float32", "bfloat16", "float16"),
     "model.quantization": ("none", "nf4"),
     "runtime.name": ("local", "ray"),
+    "task": ("train", "status"),
 }
 # Each key with the least value that makes sense; null leaves the choice to the memory plan.
 LEAST: dict[str, float] = {
@@ -28,7 +29,7 @@ LEAST: dict[str, float] = {
     "data.max_bad_rows": 0, "sampling.max_tokens": 1, "engine.max_num_seqs": 1, "engine.max_num_batched_tokens": 1,
     "hardware.vram_gib": 1, "evaluation.every": 0,
     "evaluation.samples": 0, "learner.micro_batch_tokens": 1, "learner.logit_chunk_tokens": 1, "learner.warmup_steps": 0,
-    "learner.weight_decay": 0, "model.lora.rank": 1, "runtime.reward_workers": 1, "runtime.rollout_workers": 1, "run.steps": 1, "run.checkpoint_every": 1,
+    "learner.weight_decay": 0, "model.lora.rank": 1, "runtime.reward_workers": 1, "runtime.rollout_workers": 1, "runtime.learner_ranks": 1, "run.steps": 1, "run.checkpoint_every": 1,
     "run.keep_checkpoints": 1, "runtime.max_staleness": 0, "algorithm.kl_coefficient": 0,
 }  # fmt: skip
 POSITIVE = ("runtime.start_seconds", "runtime.stall_seconds", "learner.learning_rate", "sampling.temperature", "reward.deadline_seconds", "reward.memory_gib",
@@ -51,8 +52,12 @@ def check_settings(settings: Settings) -> None:
         wrong.append("reward.terms is empty: name at least one, for instance reward=numeric")
     if not 0 < settings.reward.quorum <= 1:
         wrong.append(f"reward.quorum={settings.reward.quorum}: must be over 0 and at most 1")
-    if settings.runtime.name == "local" and settings.runtime.rollout_workers > 1:
-        wrong.append("runtime.rollout_workers: one process has one; choose runtime=ray")
+    if settings.runtime.name == "local":
+        wrong += [
+            f"runtime.{name}: one process has one; choose runtime=ray"
+            for name in ("rollout_workers", "learner_ranks")
+            if getattr(settings.runtime, name) > 1
+        ]
     if settings.run.resume not in ("auto", "never") and not settings.run.resume.isdigit():
         wrong.append(f"run.resume={settings.run.resume}: choose auto, never or a step's number")
     if settings.engine.release_cache and settings.runtime.max_staleness:
@@ -67,9 +72,11 @@ def check_settings(settings: Settings) -> None:
 FREE = ("data.task", "data.held_out_task")
 
 
-def open_free_keys(arguments: Sequence[str]) -> list[str]:
-    """The arguments, with Hydra's ++ before keys that the schema leaves open, so that new ones can be given."""
-    return ["++" + a if a.split("=")[0].startswith(tuple(f"{key}." for key in FREE)) else a for a in arguments]
+def spell_out(arguments: Sequence[str]) -> list[str]:
+    """The arguments as Hydra wants them: run.folder=X for run=X, and ++ before keys that the schema leaves open, so that new
+    ones can be given."""
+    long = [f"run.folder={a.removeprefix('run=')}" if a.startswith("run=") else a for a in arguments]
+    return ["++" + a if a.split("=")[0].startswith(tuple(f"{key}." for key in FREE)) else a for a in long]
 
 
 def check_overrides(arguments: Sequence[str]) -> None:

@@ -188,6 +188,8 @@ class RuntimeSettings:
     # Child processes that score, with Ray one in each of as many actors.
     reward_workers: int = 1
     rollout_workers: int = 1
+    # Learners that share the rows of each step and add up their gradients.
+    learner_ranks: int = 1
     # A running cluster: auto (found by itself) or host:port. Null starts Ray on this machine, reachable from it alone.
     address: str | None = None
     # Seconds that workers may take to start, and after that to answer; then another takes a worker's place.
@@ -215,7 +217,9 @@ class RunSettings:
 
 @dataclass
 class Settings:
-    """All of it."""
+    """All of it. `task` is train, or status: show how the run in run.folder is doing, and nothing else."""
+
+    task: str = "train"
 
     model: ModelSettings = field(default_factory=ModelSettings)
     data: DataSettings = field(default_factory=DataSettings)

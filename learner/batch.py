@@ -58,11 +58,11 @@ def micro_batches(
 ) -> Iterator[MicroBatch]:
     """Pack the completions `rows` into as few streams of at most `max_tokens` tokens as they need, of about the same
     size: a small rest would take as many launches as a full one. A longer single completion gets its own."""
-    tokens = sum(cost for _, cost in _costs(rollouts, rows))
+    tokens = sum(cost for _, cost in costs(rollouts, rows))
     count = -(-tokens // max_tokens)
     current: list[int] = []
     filled, streams = 0, 0
-    for row, cost in _costs(rollouts, rows):
+    for row, cost in costs(rollouts, rows):
         is_full = filled + cost > max_tokens
         if current and (is_full or (filled >= tokens / count and streams < count - 1)):
             yield _pack(rollouts, current, device)
@@ -74,7 +74,7 @@ def micro_batches(
         yield _pack(rollouts, current, device)
 
 
-def _costs(rollouts: Rollouts, rows: Sequence[int]) -> Iterator[tuple[int, int]]:
+def costs(rollouts: Rollouts, rows: Sequence[int]) -> Iterator[tuple[int, int]]:
     """Each row with the tokens that it adds to a stream that holds the rows before it: its prompt comes once a group."""
     group = -1
     for row in rows:

@@ -3,10 +3,8 @@
 Knows the policy, the objective and the optimizer; knows neither where the rows came from nor where the adapter goes.
 """
 
-import dataclasses
 import time
 import warnings
-from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -16,29 +14,25 @@ from actors.types import Adapter
 from conf.errors import UsageError
 from conf.schema import LearnerSettings
 from learner import kl
-from learner.batch import MicroBatch, Rollouts, micro_batches
+from learner.batch import MicroBatch, Rollouts, costs, micro_batches
 from learner.memory import WITHOUT_GPU
 from learner.objectives import Objective, Prepared, TokenTerms
 from learner.policy import Policy
+from learner.ranks import Ranks
+from learner.stats import StepStats
 
-
-@dataclass
-class StepStats:
-    """What a step did. Means are over the completion tokens that were trained; `mismatch` is the mean
-    |policy - behavior| log-probability in nats, `reference_kl` is k3 against the base model where it was computed."""
-
-    loss: float = 0.0
-    grad_norm: float = 0.0
-    learning_rate: float = 0.0
-    mismatch: float = 0.0
-    mismatch_max: float = 0.0
-    capped_share: float = 0.0
-    entropy: float = 0.0
-    reference_kl: float | None = None
-    trained_completions: int = 0
-    trained_tokens: int = 0
-    stream_tokens: int = 0
-    seconds: float = 0.0
+# What a rank adds up over its micro-batches.
+SUMS = (
+    "loss",
+    "tokens",
+    "mismatch",
+    "mismatch_max",
+    "capped_share",
+    "entropy",
+    "reference_kl",
+    "rows",
+    "stream_tokens",
+)
 
 
 class OutOfMemory(UsageError):
@@ -50,10 +44,12 @@ FIRST_LOSS_SCALE = 2.0**16
 
 
 class Learner:
-    """Trains `policy` by `objective`; `version` counts the optimizer steps taken."""
+    """Trains `policy` by `objective`; `version` counts the optimizer steps taken. One of `ranks`, which must all take each
+    step with the same rows."""
 
     def __init__(self, policy: Policy, objective: Objective, settings: LearnerSettings) -> None:
         self.version = 0
+        self.ranks = Ranks()
         self._policy = policy
         self._objective = objective
         self._settings = settings
@@ -108,18 +104,18 @@ class Learner:
         while True:
             flat.grad.zero_()
             try:
-                stats = self.accumulate(table)
+                sums = self.accumulate(table)
             except torch.OutOfMemoryError as error:
                 self._halve(error)
             else:
-                if self._loss_scale == 1.0:
-                    return stats
                 flat.grad.div_(self._loss_scale)
-                if bool(flat.grad.isfinite().all()):
-                    return stats
+                if self._loss_scale == 1.0 or bool(flat.grad.isfinite().all()):
+                    break
                 self._loss_scale = max(1.0, self._loss_scale / 16)
             if flat.is_cuda:
                 torch.cuda.empty_cache()
+        self.ranks.add_up(flat.grad)
+        return self._stats(sums)
 
     def _halve(self, error: torch.OutOfMemoryError) -> None:
         if self._has_halved:
@@ -134,34 +130,42 @@ class Learner:
             stacklevel=4,
         )
 
-    def accumulate(self, table: pa.Table) -> StepStats:
-        """Add the gradient of the loss on `table`, times the loss scale, to the flat gradient, micro-batch by
-        micro-batch."""
+    def accumulate(self, table: pa.Table) -> dict[str, torch.Tensor]:
+        """Add the gradient of the loss on this rank's rows of `table`, times the loss scale, to the flat gradient, micro-batch
+        by micro-batch; returns sums over the trained tokens, their largest mismatch, and counts."""
         rollouts = Rollouts.from_table(table)
         prepared = self._objective.prepare(rollouts.rewards_N, rollouts.groups_N, rollouts.lengths_N)
         # A completion without advantage moves nothing, unless the reference pulls on it.
         moves_N = prepared.token_weights_N > 0
         if not self._objective.needs_reference:
             moves_N &= prepared.advantages_N != 0
-        rows = moves_N.nonzero()[:, 0].tolist()
-        sums: dict[str, torch.Tensor] = {}
-        stream_tokens = 0
+        every_row = moves_N.nonzero()[:, 0].tolist()
+        rows = every_row[self.ranks.share([cost for _, cost in costs(rollouts, every_row)])]
+        sums = {name: torch.zeros((), dtype=torch.float64, device=self._policy.device) for name in SUMS}
+        sums["rows"] += len(rows)
         for batch in micro_batches(rollouts, rows, max_tokens=self._micro_batch_tokens, device=self._policy.device):
-            stream_tokens += len(batch.input_ids_S)
+            sums["stream_tokens"] += len(batch.input_ids_S)
             for name, value in self._backward(batch, prepared).items():
                 if name == "mismatch_max":
-                    sums[name] = torch.maximum(sums.get(name, value), value)
+                    sums[name] = torch.maximum(sums[name], value)
                 else:
-                    sums[name] = sums.get(name, torch.zeros_like(value)) + value
-        stats = StepStats(trained_completions=len(rows), stream_tokens=stream_tokens)
-        if rows:
-            values = dict(zip(sums, torch.stack([x.double() for x in sums.values()]).tolist(), strict=True))
-            tokens = values.pop("tokens")
-            means = {name: values[name] / tokens for name in values if name not in ("loss", "mismatch_max")}
-            stats = dataclasses.replace(
-                stats, trained_tokens=int(tokens), loss=values["loss"], mismatch_max=values["mismatch_max"], **means
-            )
-        return stats
+                    sums[name] += value
+        return sums
+
+    def _stats(self, sums: dict[str, torch.Tensor]) -> StepStats:
+        """What all ranks did together."""
+        added, largest = torch.stack([sums[name] for name in SUMS]), sums["mismatch_max"].clone()
+        self.ranks.add_up(added)
+        self.ranks.maximum(largest)
+        total = dict(zip(SUMS, added.tolist(), strict=True))
+        tokens = max(total["tokens"], 1.0)
+        return StepStats(
+            loss=total["loss"], mismatch=total["mismatch"] / tokens, mismatch_max=largest.item(),
+            capped_share=total["capped_share"] / tokens, entropy=total["entropy"] / tokens,
+            reference_kl=total["reference_kl"] / tokens if self._objective.needs_reference else None,
+            trained_completions=int(total["rows"]), trained_tokens=int(total["tokens"]),
+            stream_tokens=int(total["stream_tokens"]),
+        )  # fmt: skip
 
     def _backward(self, batch: MicroBatch, prepared: Prepared) -> dict[str, torch.Tensor]:
         rows = batch.row_T.cpu()

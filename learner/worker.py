@@ -1,4 +1,5 @@
-"""LearnerWorker: a learner with its checkpoints, as the loop sees it. Knows files; knows neither the road nor engines."""
+"""LearnerWorker: a learner with its checkpoints, alone or one of several ranks. Knows files; knows neither the road nor
+engines."""
 
 from pathlib import Path
 from typing import Any
@@ -6,17 +7,22 @@ from typing import Any
 import pyarrow as pa
 
 from actors.types import Adapter
-from learner import checkpoint
-from learner.learner import Learner, StepStats
+from learner import checkpoint, ranks
+from learner.learner import Learner
+from learner.stats import StepStats
 
 
 class LearnerWorker:
     """`checkpoints` is where this run's lie; the newest `keep` stay. `notes` are for the user."""
 
     def __init__(
-        self, learner: Learner, *, checkpoints: Path, base_model: str, keep: int, on_host: bool, notes: list[str]
-    ) -> None:
+        self, learner: Learner, *, rank: ranks.Ranks, checkpoints: Path, base_model: str, keep: int, on_host: bool,
+        notes: list[str],
+    ) -> None:  # fmt: skip
         self.learner = learner
+        self._rank = rank
+        self._store: Any = None
+        self._table: pa.Table | None = None
         self._checkpoints = checkpoints
         self._base_model = base_model
         self._keep = keep
@@ -34,7 +40,25 @@ class LearnerWorker:
         checkpoint.load(found, self.learner)
         return str(found.folder), found.state
 
-    def step(self, table: pa.Table) -> StepStats:
+    def open_store(self, host: str) -> int:
+        """Listen for the other ranks on `host`; returns the port."""
+        self._store, port = ranks.open_store(host)
+        return port
+
+    def join(self, store_host: str, port: int, host: str, seconds: float) -> None:
+        """Meet the other ranks at the first one's store. `host` is this machine's address."""
+        store = self._store or ranks.find_store(store_host, port, seconds=seconds)
+        ranks.join(store, self._rank, host=host, device=self.learner.policy.device, seconds=seconds)
+        self.learner.ranks = self._rank
+
+    def hold(self, table: pa.Table) -> None:
+        """Keep the rows of the next step."""
+        self._table = table
+
+    def step(self) -> StepStats:
+        """Learn from the rows that are held."""
+        assert self._table is not None
+        table, self._table = self._table, None
         return self.learner.step(table)
 
     def adapter(self) -> Adapter:
@@ -49,3 +73,6 @@ class LearnerWorker:
     def save_adapter(self, folder: Path) -> None:
         """Write the adapter in PEFT layout."""
         checkpoint.save_adapter(folder, self.learner.adapter(), base_model=self._base_model)
+
+    def close(self) -> None:
+        ranks.leave()

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from learner.learner import StepStats
+from learner.stats import StepStats
 
 
 class MetricsLog:
@@ -40,12 +40,12 @@ class MetricsLog:
 
 
 def step_row(
-    table: pa.Table, stats: StepStats, *, version: int, rollout_tokens: int, rollout_seconds: float, seconds: float,
-    unscorable: int, given_up: int,
+    table: pa.Table, stats: StepStats, *, version: int, workers: Mapping[str, Mapping[str, Any]], seconds: float, unscorable: int, given_up: int,
 ) -> dict[str, Any]:  # fmt: skip
     """One line of metrics.jsonl: what was sampled, how it was scored, what was learned, and how fast.
 
-    `version` is the one that the step made; lags are counted from the one that it trained.
+    `version` is the one that the step made; lags are counted from the one that it trained. `workers` is what
+    Pipeline.report says: rollout workers sample side by side, so that their rates add up.
     """
     rewards: list[float] = []
     terms: dict[str, list[float]] = {}
@@ -73,12 +73,13 @@ def step_row(
         "truncated_share": table.column("finish_reason").to_pylist().count("length") / table.num_rows,
         "lag": sum(lags) / len(lags),
         "lag_max": max(lags),
-        "rollout_tokens_per_second": rollout_tokens / max(rollout_seconds, 1e-9),
-        "rollout_seconds": rollout_seconds,
+        "rollout_tokens_per_second": sum(w.get("tokens_per_second", 0.0) for w in workers.values()),
+        "rollout_seconds": max(w.get("seconds", 0.0) for w in workers.values()),
         "learner_tokens_per_second": stats.stream_tokens / max(learner_seconds, 1e-9),
         "learner_seconds": learner_seconds,
         "seconds": seconds,
         **learned,
+        "workers": {name: dict(worker) for name, worker in workers.items()},
     }
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from learner.learner import StepStats
+from learner.stats import StepStats
 from report import metrics
 
 

@@ -13,8 +13,8 @@ class RunFolderError(UsageError):
     """A folder that is in use or holds another run; the message says whose and what to do."""
 
 
-class RunFolder:
-    """Holds `path` for this process until `close` (or its death). Raises RunFolderError if another process does."""
+class Layout:
+    """What lies where in the run folder `path`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -25,16 +25,24 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.evaluations = path / "evaluations.jsonl"
         self.tensorboard = path / "tensorboard"
-        self._settings = path / "settings.json"
+        self.settings = path / "settings.json"
+        self.lock = path / "lock"
+
+
+class RunFolder(Layout):
+    """Holds `path` for this process until `close` (or its death). Raises RunFolderError if another process does."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
         try:
             self.completions.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunFolderError(f"run.folder={path} cannot be made: {error.strerror}") from error
-        self._lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        self._lock = os.open(self.lock, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            pid = (path / "lock").read_text().strip() or "unknown"
+            pid = self.lock.read_text().strip() or "unknown"
             os.close(self._lock)
             raise RunFolderError(
                 f"run.folder={path} is in use by process {pid}; stop it or choose another folder"
@@ -47,8 +55,8 @@ class RunFolder:
 
         Raises RunFolderError with the differences listed, or if the folder holds a run and `resume` is "never".
         """
-        if self._settings.is_file():
-            held = json.loads(self._settings.read_text())["identity"]
+        if self.settings.is_file():
+            held = json.loads(self.settings.read_text())["identity"]
             if resume == "never":
                 raise RunFolderError(
                     f"run.folder={self.path} holds a run already; choose another run.name or run.resume=auto"
@@ -61,9 +69,9 @@ class RunFolder:
                 raise RunFolderError(
                     f"run.folder={self.path} holds another run; choose another run.name, or undo:\n" + "\n".join(lines)
                 )
-        scratch = self._settings.with_suffix(".writing")
+        scratch = self.settings.with_suffix(".writing")
         scratch.write_text(json.dumps({"identity": identity, "settings": settings}, indent=2))
-        scratch.rename(self._settings)
+        scratch.rename(self.settings)
 
     def close(self) -> None:
         os.close(self._lock)

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
@@ -47,7 +47,7 @@ class Progress:
             table.add_column(name, justify="right", no_wrap=True)
         for shown in self._rows:
             table.add_row(*columns(shown, self._steps, self._eta(row["step"]) if shown is row else "").values())
-        self._live.update(table, refresh=True)
+        self._live.update(Group(table, workers_table(row["workers"])), refresh=True)
 
     def _eta(self, step: int) -> str:
         if len(self._times) < 2:
@@ -78,6 +78,17 @@ def columns(row: Mapping[str, Any], steps: int, eta: str) -> dict[str, str]:
         "s": f"{row['seconds']:.2f}",
         "left": eta,
     }
+
+
+def workers_table(workers: Mapping[str, Mapping[str, Any]]) -> Table:
+    """A row of each worker (actors/pipeline.py, Pipeline.report)."""
+    table = Table(box=None, padding=(0, 1))
+    for name in ("worker", "tok/s", "groups it has", "version", "replaced"):
+        table.add_column(name, justify="left" if name == "worker" else "right", no_wrap=True)
+    for name, w in workers.items():
+        rate = f"{w['tokens_per_second']:.0f}" if "tokens_per_second" in w else ""
+        table.add_row(name, rate, f"{w['open']}", f"{w.get('version', '')}", f"{w['losses']}")
+    return table
 
 
 def show_evaluations(console: Console, records: Sequence[Mapping[str, Any]]) -> None:

@@ -44,14 +44,14 @@ class Rollout(RolloutWorker):
 
 
 def rollout(folder: Path, name: str) -> RolloutWorker:
-    tell(folder, "rollout")
+    tell(folder, name)
     worker = Rollout(SlowEcho(folder / "hang"), seed=0, name=name)
     worker.folder = folder
     return worker
 
 
-def reward(folder: Path) -> RewardWorker:
-    tell(folder, "reward")
+def reward(folder: Path, name: str) -> RewardWorker:
+    tell(folder, name)
     return RewardWorker(LETTERS, deadline_seconds=5.0, memory_gib=1.0, max_tokens=6)
 
 
@@ -68,20 +68,20 @@ class Journal(Replay):
         return verdict
 
 
-def replay(folder: Path) -> Replay:
-    tell(folder, "replay")
+def replay(folder: Path, name: str) -> Replay:
+    tell(folder, name)
     made = Journal(folder / "journal", capacity=1000)
     made.folder = folder
     made.recover(lambda _: True)
     return made
 
 
-def tell(folder: Path, kind: str) -> None:
-    with (folder / f"{kind}.pids").open("a") as stream:
-        stream.write(f"{os.getpid()}\n")
+def tell(folder: Path, name: str) -> None:
+    scratch = folder / f".{name}"
+    scratch.write_text(f"{os.getpid()}")
+    scratch.rename(folder / f"{name}.pid")
 
 
-def pids(folder: Path, kind: str) -> list[int]:
-    """Of every process that has been such a worker, in order."""
-    file = folder / f"{kind}.pids"
-    return [int(line) for line in file.read_text().split()] if file.exists() else []
+def pids(folder: Path, kind: str) -> dict[str, int]:
+    """Of every worker of a kind that there has been, by name."""
+    return {file.stem: int(file.read_text()) for file in folder.glob(f"{kind}-*.pid")}

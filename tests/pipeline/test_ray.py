@@ -20,6 +20,7 @@ from tests.pipeline import crew
 from tests.pipeline.runs import Launched, final, launch, overrides, rows, wait_for
 
 SAMPLES = 4
+LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 
 
 @pytest.fixture(scope="module")
@@ -38,11 +39,16 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable]:
         return runtime
 
     yield make
-    listening = {c.laddr.ip for c in psutil.net_connections("inet") if c.status == "LISTEN" and c.pid in ours()}
+    addresses = listening()
     runtime.close()
-    assert listening <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+    assert addresses <= LOOPBACK
     wait_for(lambda: not ours() - before)
     assert not ray.is_initialized()
+
+
+def listening() -> set[str]:
+    """Addresses on which any of our processes can be reached."""
+    return {c.laddr.ip for c in psutil.net_connections("inet") if c.status == "LISTEN" and c.pid in ours()}
 
 
 def ours() -> set[int]:
@@ -60,9 +66,9 @@ class Road:
         self.notes: list[str] = []
         self.runtime = cluster(rollout=2, reward=2, replay=1, learner=1)
         self.pipeline = Pipeline(self.runtime, limits=Limits(60.0, 5.0, losses=3), note=self.notes.append)
-        self.pipeline.start("reward", 2, lambda _: partial(crew.reward, folder))
+        self.pipeline.start("reward", 2, lambda name: partial(crew.reward, folder, name))
         self.pipeline.start("rollout", 2, lambda name: partial(crew.rollout, folder, name))
-        self.pipeline.start("replay", 1, lambda _: partial(crew.replay, folder))
+        self.pipeline.start("replay", 1, lambda name: partial(crew.replay, folder, name))
         self.accepted: list[int] = []
         for kind, count in (("reward", 2), ("rollout", 2), ("replay", 1)):
             wait_for(lambda kind=kind, count=count: len(crew.pids(folder, kind)) == count)
@@ -81,8 +87,10 @@ class Road:
             assert time.monotonic() < deadline, (self.accepted, self.notes)
 
     def kill(self, kind: str) -> None:
-        wait_for(lambda: psutil.pid_exists(crew.pids(self.folder, kind)[-1]))
-        os.kill(crew.pids(self.folder, kind)[-1], signal.SIGKILL)
+        """The first of a kind: the one that is chosen where two have as much to do."""
+        name = self.pipeline.one(kind).name
+        wait_for(lambda: name in crew.pids(self.folder, kind))
+        os.kill(crew.pids(self.folder, kind)[name], signal.SIGKILL)
 
     def check(self, ordinals: range, losses: int = 1) -> None:
         """Each ordinal once, with all its samples, in the journal as in the replay."""
@@ -159,7 +167,7 @@ def test_a_worker_that_replaces_another_has_the_current_adapter(road: Road):
             return Adapter(version, layout, torch.zeros(4))
 
     maker = road.runtime.start("learner", Maker, name="learner-0")
-    road.pipeline.broadcast(maker.submit(Maker.make, 7))
+    road.pipeline.broadcast(7, maker.submit(Maker.make, 7))
     road.sample(range(80), lambda: road.kill("rollout"))
     (replaced,) = [note.split()[1] for note in road.notes]
     assert (road.folder / f"{replaced}#1.adapters").read_text() == "7\n"
@@ -177,7 +185,8 @@ def test_more_workers_than_there_is_room_for_says_what_is_missing(cluster: Calla
 
 def test_a_run_over_ray_gives_the_numbers_of_one_process(tiny_model: Path, tmp_path: Path):
     launch(overrides(tiny_model, tmp_path / "local", "hardware.threads=1"))
-    launch(overrides(tiny_model, tmp_path / "ray", "runtime=ray", "runtime.rollout_workers=2"))
+    many = ["runtime=ray", "runtime.rollout_workers=2", "runtime.learner_ranks=2"]
+    launch(overrides(tiny_model, tmp_path / "ray", *many))
     for one, other in zip(rows(tmp_path / "local"), rows(tmp_path / "ray"), strict=True):
         assert one["reward"] == other["reward"]
         assert one["loss"] == pytest.approx(other["loss"], abs=1e-6) and other["mismatch"] < 1e-3
@@ -186,11 +195,12 @@ def test_a_run_over_ray_gives_the_numbers_of_one_process(tiny_model: Path, tmp_p
         torch.testing.assert_close(adapters[1][name], tensor, atol=1e-5, rtol=1e-4)
 
 
-def test_the_learner_or_the_driver_dies_and_the_run_goes_on_from_the_checkpoint(tiny_model: Path, tmp_path: Path):
+def test_a_learner_or_the_driver_dies_and_the_run_goes_on_from_the_checkpoint(tiny_model: Path, tmp_path: Path):
     folder = tmp_path / "run"
     arguments = overrides(
-        tiny_model, folder, "runtime=ray", "run.steps=60", "runtime.max_staleness=1", "evaluation.samples=0"
-    )
+        tiny_model, folder, "runtime=ray", "run.steps=60", "runtime.max_staleness=1", "evaluation.samples=0",
+        "runtime.learner_ranks=2",
+    )  # fmt: skip
     before = ours()
 
     def started(steps: int) -> Launched:
@@ -199,19 +209,21 @@ def test_the_learner_or_the_driver_dies_and_the_run_goes_on_from_the_checkpoint(
         return running
 
     running = started(3)
-    (learner,) = [p for p in ours() - before if psutil.Process(p).name().startswith("ray::Learner")]
-    os.kill(learner, signal.SIGKILL)
+    assert f"running as process {running.pid}" in launch(["task=status", f"run={folder}"])
+    assert listening() <= LOOPBACK
+    learners = [p for p in ours() - before if psutil.Process(p).name().startswith("ray::Learner")]
+    assert len(learners) == 2
+    os.kill(max(learners), signal.SIGKILL)
     code, output = running.wait()
     assert code == 3 and "the same command goes on from the last checkpoint" in output, output
     done = len(rows(folder))
     running = started(done + 3)
     os.kill(running.pid, signal.SIGKILL)
     running.process.join()
-    wait_for(lambda: not ours() - before, 150)  # Ray's agents look for their raylet once a minute
     launch(arguments)
     trained: list[int] = []
     for step in range(1, 61):
         table = pq.read_table(folder / "completions" / f"step-{step:06d}.parquet")
         trained += sorted(set(table.column("ordinal").to_pylist()))
     assert sorted(trained) == list(range(120))
-    wait_for(lambda: not ours() - before)
+    wait_for(lambda: not ours() - before, 150)  # Ray's agents look for their raylet once a minute

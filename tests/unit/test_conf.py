@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.common import settings_from
-from conf.check import check_overrides, check_settings, open_free_keys
+from conf.check import check_overrides, check_settings, spell_out
 from conf.errors import UsageError
 from conf.schema import GROUPS
 from learner.objectives import OBJECTIVES
@@ -51,7 +51,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_one(override: str, guess: st
 def test_known_keys_and_free_ones_pass():
     arguments = ["model=x", "run.steps=3", "data.task.anything=4", "reward.terms=[]", "hydra.verbose=true", "-m"]
     check_overrides(arguments)
-    assert open_free_keys(arguments)[2] == "++data.task.anything=4"
+    assert spell_out(arguments)[2] == "++data.task.anything=4"
 
 
 @pytest.mark.parametrize(

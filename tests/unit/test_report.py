@@ -2,12 +2,18 @@
 
 import dataclasses
 import io
+import json
+import os
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from actors.types import Score
+from conf.errors import UsageError
 from report import evaluation
+from report.run_folder import RunFolder
+from report.status import show_status
 from report.table import Progress, show_evaluations
 from tests.rollouts import group
 
@@ -49,6 +55,10 @@ ROW = {
     "step": 1, "reward": 0.5, "reward_terms": {"numeric": 0.5, "length": 1.0}, "no_signal_share": 0.25, "completion_tokens": 9.5,
     "truncated_share": 0.1, "entropy": 1.0, "reference_kl": None, "mismatch": 1e-5, "lag": 0.0,
     "rollout_tokens_per_second": 100.0, "learner_tokens_per_second": 50.0, "seconds": 1.0,
+    "workers": {
+        "rollout-0": {"open": 3, "losses": 0, "version": 1, "tokens_per_second": 100.0, "seconds": 1.0},
+        "reward-0": {"open": 1, "losses": 2},
+    },
 }  # fmt: skip
 
 
@@ -61,6 +71,28 @@ def test_a_step_is_shown_on_a_terminal_and_elsewhere(terminal: bool):
     text = out.getvalue()
     assert "2/10" in text and "no signal" in text and "numeric" in text and "25%" in text
     assert ("\x1b" in text) == terminal
+    assert ("rollout-0" in text and "groups it has" in text) == terminal
+
+
+def test_the_status_of_a_run_folder(tmp_path: Path):
+    folder = RunFolder(tmp_path / "run")
+    folder.claim({}, {"run": {"steps": 7}}, resume="auto")
+
+    def status() -> str:
+        out = io.StringIO()
+        show_status(Console(file=out, width=200), folder.path)
+        return out.getvalue()
+
+    assert f"step 0 of 7, running as process {os.getpid()}; checkpoint none" in status()
+    folder.metrics.write_text(json.dumps(ROW) + "\n" + json.dumps({**ROW, "step": 2}) + "\n")
+    text = status()
+    assert "step 2 of 7" in text and "the last step ended 0 s ago" in text and "reward 0.500" in text
+    assert [line.split() for line in text.splitlines()[-2:]] == [
+        ["rollout-0", "100", "3", "1", "0"],
+        ["reward-0", "1", "2"],
+    ]
+    with pytest.raises(UsageError, match="holds no run"):
+        show_status(Console(), tmp_path)
 
 
 def test_the_table_before_and_after():
