@@ -98,11 +98,11 @@ class Session:
 
         checkpoints = self.folder.checkpoints.resolve()
         self.pipeline.start("rollout", s.runtime.rollout_workers, lambda name: partial(make_rollout, s, name, engine))
-        count = s.runtime.learner_ranks
+        count, mark = s.runtime.learner_ranks, self.folder.lock.read_text()
         ranks = [
             runtime.start(
                 "learner",
-                partial(make_learner, s, checkpoints, Ranks(i, count), blueprint, engine),
+                partial(make_learner, s, checkpoints, mark, Ranks(i, count), blueprint, engine),
                 name=f"learner-{i}",
             )
             for i in range(count)

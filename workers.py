@@ -21,6 +21,7 @@ from actors.replay import Replay
 from actors.reward import RewardWorker
 from actors.rollout import RolloutWorker
 from actors.runtime import LocalRuntime, Runtime
+from conf.errors import UsageError
 from conf.schema import Settings
 
 if TYPE_CHECKING:
@@ -44,13 +45,21 @@ def make_rollout(settings: Settings, name: str, engine: Engine | None = None) ->
 
 
 def make_learner(
-    settings: Settings, folder: Path, rank: Ranks, blueprint: Blueprint | None = None, engine: Engine | None = None
-) -> LearnerWorker:
-    """A learner over the weights of `engine`, or over its own, with checkpoints in `folder`; one of several or alone."""
+    settings: Settings, checkpoints: Path, mark: str, rank: Ranks, blueprint: Blueprint | None = None,
+    engine: Engine | None = None,
+) -> LearnerWorker:  # fmt: skip
+    """A learner over the weights of `engine`, or over its own; one of several or alone. Raises UsageError if the driver's
+    `mark` in the run folder cannot be seen: checkpoints written there would not be found again."""
     from actors.build import build_machine, build_model_source
     from learner.build import build_learner, draw
     from learner.worker import LearnerWorker
 
+    lock = checkpoints.parent / "lock"
+    if not lock.is_file() or lock.read_text() != mark:
+        raise UsageError(
+            f"run.folder={checkpoints.parent} is another place for the learner on {os.uname().nodename}: choose one that all "
+            "machines share"
+        )
     notes = []
     if blueprint is None:
         machine = build_machine(settings)
@@ -59,7 +68,7 @@ def make_learner(
         notes = [f"the learner is on {machine.device} in {machine.dtype}", *blueprint.notes]
     learner, origin = build_learner(blueprint, engine=engine)
     return LearnerWorker(
-        learner, rank=rank, checkpoints=folder, base_model=settings.model.path, keep=settings.run.keep_checkpoints,
+        learner, rank=rank, checkpoints=checkpoints, base_model=settings.model.path, keep=settings.run.keep_checkpoints,
         on_host=engine is None, notes=[*notes, f"the learner's base weights: {origin}"],
     )  # fmt: skip
 
@@ -101,7 +110,10 @@ def build_runtime(settings: Settings, folder: Path) -> Runtime:
     runtime = RayRuntime(folder=folder, address=r.address, cpus=math.ceil(sum(n * each for n, each in cpus.values())))
     wants_gpu = settings.hardware.device == "cuda" or (settings.hardware.device == "auto" and runtime.gpus)
     gpus: dict[str, float] = dict.fromkeys(("rollout", "learner"), float(bool(wants_gpu)))
-    resources = {kind: Resources(n, each, gpus.get(kind, 0.0)) for kind, (n, each) in cpus.items()}
+    resources = {
+        kind: Resources(n, each, gpus.get(kind, 0.0), with_driver=kind in ("replay", "recorder"))
+        for kind, (n, each) in cpus.items()
+    }
     # A cluster of our own has what it has; another may be growing.
     runtime.reserve(resources, r.start_seconds if r.address else 5.0)
     return runtime

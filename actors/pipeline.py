@@ -53,6 +53,7 @@ class _Member:
     tokens: int = 0
     seconds: float = 0.0
     losses: int = 0
+    losses_since_step: int = 0
     is_ready: bool = False
     since: float = 0.0
 
@@ -68,8 +69,8 @@ class _Call:
 
 @dataclass(frozen=True)
 class Limits:
-    """Seconds without an answer after which a worker counts as hung, before its first answer and after it, and how many
-    workers may be lost without a step in between."""
+    """Seconds without an answer after which a worker counts as hung, before its first answer and after it, and how often one
+    may be lost without a step in between."""
 
     start_seconds: float = float("inf")
     stall_seconds: float = float("inf")
@@ -89,7 +90,6 @@ class Pipeline:
         self._adapter: tuple[int, Promise[Adapter]] | None = None
         self._verdicts: list[Verdict] = []
         self._evaluated: dict[int, Group] = {}
-        self._losses = 0
 
     def start(self, kind: str, count: int, maker: Callable[[str], Callable[[], Any]]) -> None:
         """Start `count` workers; `maker(name)` gives the factory of one, now and whenever one is replaced."""
@@ -124,7 +124,9 @@ class Pipeline:
 
     def broadcast(self, version: int, adapter: Promise[Adapter]) -> None:
         """Pass `adapter` on to every rollout worker, and to those that will replace one."""
-        self._adapter, self._losses = (version, adapter), 0
+        self._adapter = (version, adapter)
+        for member in self._members:
+            member.losses_since_step = 0
         for member in self._of("rollout"):
             self._load(member)
 
@@ -263,15 +265,17 @@ class Pipeline:
             self._sample(task)
 
     def _replace(self, member: _Member, reason: str) -> None:
-        self._losses += 1
-        name = member.handle.name
-        if self._losses > self._limits.losses:
-            raise TooManyLost(f"{self._losses} workers lost without a step in between; the last was {name}: {reason}")
-        self._note(f"lost {name} ({reason}); another takes its place")
+        member.losses += 1
+        member.losses_since_step += 1
+        if member.losses_since_step > self._limits.losses:
+            raise TooManyLost(
+                f"{member.kind}-{member.index} was lost {member.losses_since_step} times without a step in between; the last "
+                f"time: {reason}"
+            )
+        self._note(f"lost {member.handle.name} ({reason}); another takes its place")
         member.handle.kill()
         self._calls = {promise: call for promise, call in self._calls.items() if call.member is not member}
         tasks, member.open, member.pump, member.is_ready = list(member.open.values()), {}, None, False
-        member.losses += 1
         member.handle = self._new(member.kind, member.index, member.losses)
         if member.kind == "rollout":
             self._load(member)

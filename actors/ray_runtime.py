@@ -10,10 +10,12 @@ import importlib
 import os
 import re
 import secrets
+import socket
 import tempfile
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
@@ -35,11 +37,12 @@ SMALL_OBJECT_BYTES = 8192  # results over this live in the object store, not in 
 
 @dataclass(frozen=True)
 class Resources:
-    """What one worker of a kind reserves."""
+    """What one worker of a kind reserves, and whether it must be on the driver's machine, for the sake of its files."""
 
     count: int
     cpus: float
     gpus: float = 0.0
+    with_driver: bool = False
 
 
 class RayPromise(Promise[R], Generic[R]):
@@ -72,17 +75,25 @@ class RayPromise(Promise[R], Generic[R]):
 def _lost(error: RayActorError | ObjectLostError, names: Mapping[str, str]) -> WorkerLost:
     name = names.get(getattr(error, "actor_id", None) or "", OBJECT)
     detail = re.search(r"Worker exit detail: ([^.]*)", str(error))
-    reason = f"its process died: {detail[1]}" if detail else str(error).strip().splitlines()[0]
+    reason = f"its process died: {detail[1]}" if detail else " ".join(str(error).split())[:200]
     return WorkerLost(name, reason)
 
 
 class _Actor:
-    """Holds a worker and calls its methods by name."""
+    """Holds a worker and calls its methods by name. What a user can put right about its start, each call says; Ray would
+    keep only that the actor died."""
 
-    def __init__(self, factory: Callable[[], Any]) -> None:
-        self._worker = factory()
+    def __init__(self, factory: Callable[[], Any], versions: Mapping[str, str]) -> None:
+        self._worker = self._error = None
+        try:
+            _compare(versions)
+            self._worker = factory()
+        except UsageError as error:
+            self._error = error
 
     def call(self, method: str, arguments: Mapping[str, Any], *args: Any) -> Any:
+        if self._error is not None:
+            raise self._error
         return getattr(self._worker, method)(*args, **arguments)
 
     def host(self) -> str:
@@ -142,8 +153,11 @@ class RayRuntime:
         self._kinds = dict(resources)
         places = [f"{kind}-{i}" for kind, r in resources.items() for i in range(r.count)]
         self._bundle = {place: i for i, place in enumerate(places)}
+        here = f"node:{ray.util.get_node_ip_address()}"
         bundles = [
-            {"CPU": r.cpus, **({"GPU": r.gpus} if r.gpus else {})} for r in resources.values() for _ in range(r.count)
+            {"CPU": r.cpus} | ({"GPU": r.gpus} if r.gpus else {}) | ({here: 0.001} if r.with_driver else {})
+            for r in resources.values()
+            for _ in range(r.count)
         ]
         self._group = placement_group(bundles, strategy="PACK")
         started = time.monotonic()
@@ -176,12 +190,12 @@ class RayRuntime:
                 "_node_ip_address": LOOPBACK, "_temp_dir": str(self._link),
                 "_system_config": {"max_direct_call_object_size": SMALL_OBJECT_BYTES, "worker_niceness": 0},
             }  # fmt: skip
-        else:
-            options["address"] = address
         try:
+            if address is not None:
+                options["address"] = _answering(address)
             ray.init(**options)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise UsageError(f"runtime.address={address}: {str(error).strip().splitlines()[0]}") from error
+        except (OSError, RuntimeError, ValueError) as error:
+            raise UsageError(f"runtime.address={address}: {' '.join(str(error).split())[:400]}") from error
 
     def start(self, kind: str, factory: Callable[[], T], *, name: str) -> Handle[T]:
         r = self._kinds[kind]
@@ -189,7 +203,7 @@ class RayRuntime:
         strategy = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=self._bundle[place])
         actor_class: Any = ray.remote(type(kind.capitalize(), (_Actor,), {}))  # processes are named by it: ray::Rollout
         options = {"num_cpus": r.cpus, "num_gpus": r.gpus, "scheduling_strategy": strategy, "max_restarts": 0}
-        actor = actor_class.options(**options).remote(factory)
+        actor = actor_class.options(**options).remote(factory, _versions())
         self._names[actor._actor_id.hex()] = name
         return RayHandle(actor, name, self._names)
 
@@ -213,6 +227,31 @@ class RayRuntime:
         ray.shutdown()
         if self._link is not None:
             self._link.unlink(missing_ok=True)
+
+
+def _answering(address: str) -> str:
+    """The host:port of a cluster, if anything answers there: Ray itself would keep trying for a quarter of an hour. Raises
+    OSError (a ConnectionError where "auto" finds none)."""
+    found = services.canonicalize_bootstrap_address_or_die(address)
+    host, _, port = found.rpartition(":")
+    socket.create_connection((host.strip("[]"), int(port)), timeout=10.0).close()
+    return found
+
+
+def _versions() -> dict[str, str]:
+    """Of what must be the same on all machines, besides Ray and Python, which Ray itself compares."""
+    return {name: version(name) for name in ("epiphany-rl", "torch", "transformers", "pyarrow")}
+
+
+def _compare(driver: Mapping[str, str]) -> None:
+    """Raises UsageError if this machine has other versions than the driver's."""
+    differing = [
+        f"{name} {found}, the driver {driver[name]}" for name, found in _versions().items() if found != driver[name]
+    ]
+    if differing:
+        raise UsageError(
+            f"{ray.util.get_node_ip_address()} has {'; '.join(differing)}: install the same on every machine"
+        )
 
 
 def _demand_token(file: Path) -> None:

@@ -195,8 +195,8 @@ class RuntimeSettings:
     # Seconds that workers may take to start, and after that to answer; then another takes a worker's place.
     start_seconds: float = 900.0
     stall_seconds: float = 180.0
-    # Workers that may be lost between two steps.
-    max_losses: int = 8
+    # How often a worker may be lost between two steps: the loss of a machine counts once or twice for each that was on it.
+    max_losses: int = 4
     # Versions by which a trained sample may lag behind the policy; 0 is strictly on-policy.
     max_staleness: int = 0
 

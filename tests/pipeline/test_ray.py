@@ -153,7 +153,7 @@ def test_an_engine_that_raises_is_replaced(road: Road):
 
 def test_too_many_losses_end_the_run_with_the_reason(road: Road):
     road.pipeline._limits = Limits(60.0, 5.0, losses=1)
-    with pytest.raises(TooManyLost, match="2 workers lost without a step in between; the last was rollout-"):
+    with pytest.raises(TooManyLost, match=r"rollout-0 was lost 2 times without a step in between; the last time: "):
         for _ in range(3):
             road.sample(range(10), lambda: road.kill("rollout"))
             road.accepted.clear()
