@@ -67,8 +67,9 @@ class RolloutWorker:
                 ]
             )
 
-    def pump(self, seconds: float = 1.0, groups: int = 1) -> Pumped:
-        """Sample until `groups` groups have finished, `seconds` have passed or nothing is left to do."""
+    def pump(self, seconds: float = 0.25, groups: int = 1) -> Pumped:
+        """Sample until `groups` groups have finished, `seconds` have passed or nothing is left to do. An adapter that comes
+        meanwhile lands after it."""
         start, tokens, finished = time.monotonic(), 0, []
         while self._engine.unfinished and len(finished) < groups and time.monotonic() - start < seconds:
             found, count = self._step()

@@ -7,6 +7,7 @@ beginning and at the end.
 """
 
 import argparse
+import operator
 import random
 import tempfile
 import time
@@ -108,6 +109,7 @@ def run(runtime: RayRuntime, folder: Path, every: float, seconds: float, rollout
             replay = pipeline.one("replay")
             replay.submit(Replay.batch, batch, 0, 0)
             replay.submit(Replay.drop, batch)
+            replay.submit(Replay.release, partial(operator.gt, min(batch)))
         if not since and accepted >= 2 * rollout:  # all are at work
             actors = [p for p in psutil.process_iter(["name"]) if (p.info["name"] or "").startswith("ray::Replay")]
             processes = {"driver": psutil.Process(), "replay": actors[-1]}

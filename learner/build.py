@@ -84,6 +84,8 @@ def _base_model(blueprint: Blueprint, engine: Engine | None) -> tuple[PreTrained
     try:
         if share == "never":
             raise SharingImpossible("engine.share_weights=never")
+        if engine is None:
+            raise SharingImpossible("no engine is in its process")
         if not isinstance(engine, SharesWeights):
             raise SharingImpossible(f"{type(engine).__name__} lends no weights")
         return attach(blueprint.skeleton, engine.base_weights(), device=machine.device), "shared with the engine"

@@ -36,7 +36,7 @@ class Rollout(RolloutWorker):
         with (self.folder / f"{self._name}.adapters").open("a") as stream:
             stream.write(f"{adapter.version}\n")
 
-    def pump(self, seconds: float = 1.0, groups: int = 1) -> Pumped:
+    def pump(self, seconds: float = 0.25, groups: int = 1) -> Pumped:
         if (self.folder / "broken").exists():
             (self.folder / "broken").unlink()
             raise OSError("the engine's inner process is gone")
