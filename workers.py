@@ -115,7 +115,11 @@ def build_runtime(settings: Settings, folder: Path) -> Runtime:
         for kind, (n, each) in cpus.items()
     }
     # A cluster of our own has what it has; another may be growing.
-    runtime.reserve(resources, r.start_seconds if r.address else 5.0)
+    try:
+        runtime.reserve(resources, r.start_seconds if r.address else 5.0)
+    except UsageError:
+        runtime.close()
+        raise
     return runtime
 
 
