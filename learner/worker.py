@@ -75,4 +75,6 @@ class LearnerWorker:
         checkpoint.save_adapter(folder, self.learner.adapter(), base_model=self._base_model)
 
     def close(self) -> None:
-        ranks.leave()
+        """Leave the other ranks, if there are any: an engine in the same process has a process group of its own."""
+        if self.learner.ranks.count > 1:
+            ranks.leave()
