@@ -56,9 +56,7 @@ class RayPromise(Promise[R], Generic[R]):
     def result(self) -> R:
         try:
             return ray.get(self.ref)
-        except RayActorError as error:
-            raise _lost(error, self._names) from error
-        except ObjectLostError as error:
+        except (RayActorError, ObjectLostError) as error:
             raise _lost(error, self._names) from error
         except RayTaskError as error:
             cause: Any = error.cause

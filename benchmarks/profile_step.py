@@ -21,7 +21,7 @@ from torch.profiler import ProfilerActivity, profile
 from actors.types import Request, Sampling
 from benchmarks.common import build_workers, report
 from benchmarks.floor import learner_flop, matrix_rate, memory_rate, rollout_work, seconds
-from benchmarks.work import CASES, PROMPT_TOKENS, random_rollouts, work_settings
+from benchmarks.work import CASES, PROMPT_TOKENS, prompts_of, random_rollouts, work_settings
 
 
 def kernels(action: Callable[[], Any], title: str) -> tuple[float, float]:
@@ -58,10 +58,7 @@ def main() -> None:
     lora.flat.detach()[lora.layout.start_of_b :].normal_(0, 1e-4)
     adapter = learner.adapter()
     table = random_rollouts(settings, shape.vocabulary)
-    prompts = [
-        tuple(row[:n])
-        for row, n in zip(table.column("token_ids").to_pylist(), table.column("prompt_length").to_pylist(), strict=True)
-    ]
+    prompts = prompts_of(table)
     rounds = iter(range(1000))
 
     def sample(tokens: int = settings.sampling.max_tokens) -> None:

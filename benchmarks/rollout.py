@@ -15,7 +15,7 @@ from actors.lora import FlatLora
 from actors.models import load_base_model
 from actors.types import Request, Sampling
 from benchmarks.common import build_workers, report
-from benchmarks.work import random_rollouts, work_settings
+from benchmarks.work import prompts_of, random_rollouts, work_settings
 
 SIZES = (8, 64, 128, 256, 512)
 
@@ -53,10 +53,7 @@ def main() -> None:
         wanted = [f"engine.max_num_seqs={max(SIZES)}", "learner.micro_batch_tokens=8192", *overrides]
         settings = work_settings("w", Path(folder), *wanted)
         workers = build_workers(settings)
-        table = random_rollouts(settings, 151000)
-        lengths = table.column("prompt_length").to_pylist()
-        rows = table.column("token_ids").to_pylist()
-        prompts = [tuple(row[:n]) for row, n in list(zip(rows, lengths, strict=True))[::8]]
+        prompts = prompts_of(random_rollouts(settings, 151000))[::8]
         engine_rate(workers.engine, prompts, max(SIZES), 32, "warm")
         rates = {n: engine_rate(workers.engine, prompts, n, arguments.tokens, f"{n}") for n in SIZES}
         base = load_base_model(

@@ -23,6 +23,7 @@ from actors.ray_runtime import RayRuntime, Resources
 from actors.replay import Replay
 from actors.rollout import RolloutWorker
 from actors.types import Adapter, Completion, Group, Prompt, Request, Sampling, Score, VersionSpan
+from benchmarks.common import report
 
 SAMPLES, TOKENS, PROMPT, BATCH = 8, 256, 110, 64
 
@@ -85,8 +86,6 @@ def usage(processes: dict[str, psutil.Process]) -> dict[str, tuple[float, float]
 
 
 def run(runtime: RayRuntime, folder: Path, every: float, seconds: float, rollout: int, reward: int) -> None:
-    from benchmarks.common import report
-
     pipeline = Pipeline(runtime, limits=Limits(), note=print)
     pipeline.start("rollout", rollout, lambda name: partial(make_rollout, every, name))
     pipeline.start("reward", reward, lambda _: WaitingReward)

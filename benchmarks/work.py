@@ -71,3 +71,9 @@ def random_rollouts(settings: Settings, vocabulary: int) -> pa.Table:
         done = tuple(completion(f"{ordinal}/{i}") for i in range(a.group_size))
         groups.append(Group(prompt, done, "", 0, tuple(Score(float(i % 2)) for i in range(a.group_size))))
     return pa.Table.from_batches([to_batch(group) for group in groups])
+
+
+def prompts_of(table: pa.Table) -> list[tuple[int, ...]]:
+    """The prompt of each row."""
+    rows, lengths = (table.column(name).to_pylist() for name in ("token_ids", "prompt_length"))
+    return [tuple(row[:n]) for row, n in zip(rows, lengths, strict=True)]

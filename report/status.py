@@ -10,7 +10,7 @@ from rich.console import Console
 from conf.errors import UsageError
 from report import metrics
 from report.run_folder import Layout
-from report.table import columns, workers_table
+from report.table import columns, one_line, workers_table
 
 
 def show_status(console: Console, folder: Path) -> None:
@@ -26,7 +26,7 @@ def show_status(console: Console, folder: Path) -> None:
     if rows:
         age = time.time() - paths.metrics.stat().st_mtime
         lines.append(f"the last step ended {age:.0f} s ago:")
-        lines.append("  ".join(f"{name} {value}" for name, value in columns(rows[-1], steps, "").items() if value))
+        lines.append(one_line(columns(rows[-1], steps, "")))
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     if rows:

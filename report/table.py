@@ -40,7 +40,7 @@ class Progress:
         self._times.append(time.monotonic())
         cells = columns(row, self._steps, self._eta(row["step"]))
         if self._live is None:
-            self.note("  ".join(f"{name} {value}" for name, value in cells.items()))
+            self.note(one_line(cells))
             return
         table = Table(box=None, padding=(0, 1))
         for name in cells:
@@ -78,6 +78,11 @@ def columns(row: Mapping[str, Any], steps: int, eta: str) -> dict[str, str]:
         "s": f"{row['seconds']:.2f}",
         "left": eta,
     }
+
+
+def one_line(cells: Mapping[str, str]) -> str:
+    """Columns beside each other, without the empty ones."""
+    return "  ".join(f"{name} {value}" for name, value in cells.items() if value)
 
 
 def workers_table(workers: Mapping[str, Mapping[str, Any]]) -> Table:
