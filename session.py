@@ -107,12 +107,11 @@ class Session:
             )
             for i in range(count)
         ]
-        self._crew = Crew(runtime, ranks, seconds=s.runtime.start_seconds)
-        self._learner = self._crew.first
-        for line in self._learner.submit(LearnerWorker.notes).result():
+        self.crew = Crew(runtime, ranks, seconds=s.runtime.learner_seconds)
+        for line in self.crew.ask(LearnerWorker.notes):
             self._note(line)
         self.ledger, self.version = Ledger(), 0
-        resumed = self._crew.resume(s.run.resume)
+        resumed = self.crew.resume(s.run.resume)
         if resumed is not None:
             where, state = resumed
             self.ledger, self.version = Ledger.restore(state["ledger"]), state["version"]
@@ -145,7 +144,7 @@ class Session:
 
     def work(self) -> None:
         """Sample, score and queue until something finishes, or the learner does."""
-        for verdict in self.pipeline.work(*self._crew.pending):
+        for verdict in self.pipeline.work(*self.crew.pending):
             self._unscorable += verdict.unscorable
             if verdict.accepted:
                 self._held.add(verdict.ordinal)
@@ -156,18 +155,18 @@ class Session:
         """Let the learner step on these groups; in one process it is done when this returns."""
         self._batch = list(ordinals)
         self._held -= set(ordinals)
-        self.pipeline.patiently(lambda: self._crew.hold(self._rows_of_step()))
+        self.pipeline.patiently(lambda: self.crew.hold(self._rows_of_step()))
         with self._cache_lent():
-            self._crew.step()
+            self.crew.step()
 
     @property
     def has_learned(self) -> bool:
         """Whether the step that was begun is done."""
-        return self._crew.is_done
+        return self.crew.is_done
 
     def finish_step(self) -> None:
         """Wait for the step, pass the new adapter on, let go of the rows, and write and show what happened."""
-        stats = self._crew.stats()
+        stats = self.crew.stats()
         self._broadcast(self.version + 1)
         numbers = {
             "workers": self.pipeline.report(),
@@ -205,7 +204,7 @@ class Session:
                 self.pipeline.lend_cache(False)
 
     def _broadcast(self, version: int) -> None:
-        self.pipeline.broadcast(version, self._learner.submit(LearnerWorker.adapter))
+        self.pipeline.broadcast(version, self.crew.first.submit(LearnerWorker.adapter))
 
     def _give_up(self, ordinal: int, error: str | None) -> None:
         self.ledger.finish([ordinal], given_up=True)
@@ -250,7 +249,7 @@ class Session:
             "settings": dataclasses.asdict(self.settings),
             "identity": self._identity,
         }
-        folder = self._learner.submit(LearnerWorker.save, state).result()
+        folder = self.crew.ask(LearnerWorker.save, state)
         self.pipeline.patiently(
             lambda: self.pipeline.one("replay").submit(Replay.release, self.ledger.is_finished).result()
         )
@@ -259,7 +258,7 @@ class Session:
     def finish(self) -> None:
         """Evaluate the trained adapter, write it in PEFT layout, and show what training did."""
         self.evaluate_once()
-        self._learner.submit(LearnerWorker.save_adapter, self.folder.adapter.resolve()).result()
+        self.crew.ask(LearnerWorker.save_adapter, self.folder.adapter.resolve())
         self._progress.__exit__(None, None, None)
         show_evaluations(self._console, metrics.read(self.folder.evaluations))
         self._note(f"the adapter is in {self.folder.adapter}, curves and completions beside it")
@@ -268,7 +267,7 @@ class Session:
         """Stop the workers and let go of the folder."""
         self._progress.__exit__(None, None, None)
         self.pipeline.close()
-        self._crew.close()
+        self.crew.close()
         self._runtime.close()
         self.folder.close()
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 def make_rollout(settings: Settings, name: str, engine: Engine | None = None) -> RolloutWorker:
     """A rollout worker on `engine`, or on one of its own."""
+    is_own = engine is None
     if engine is None:
         from actors.build import build_engine, build_machine, build_model_source, choose_engine
         from learner.build import draw
@@ -41,7 +42,7 @@ def make_rollout(settings: Settings, name: str, engine: Engine | None = None) ->
         blueprint = draw(settings, machine, source, roles=frozenset({"rollout"}))
         kind, _ = choose_engine(blueprint.settings, machine)
         engine = build_engine(blueprint.settings, machine, kind, source, tokenizer, blueprint.layout)
-    return RolloutWorker(engine, seed=settings.run.seed, name=name)
+    return RolloutWorker(engine, seed=settings.run.seed, name=name, is_own=is_own)
 
 
 def make_learner(
@@ -105,11 +106,13 @@ def build_runtime(settings: Settings, folder: Path) -> Runtime:
     from actors.ray_runtime import RayRuntime, Resources
 
     threads = settings.hardware.threads or 1
-    cpus = {"rollout": (r.rollout_workers, threads), "learner": (r.learner_ranks, threads), "reward": (r.reward_workers, 0.1),
+    cpus = {"rollout": (r.rollout_workers, threads * settings.engine.tensor_parallel_size), "learner": (r.learner_ranks, threads), "reward": (r.reward_workers, 0.1),
             "replay": (1, 0.1), "recorder": (1, 0.1)}  # fmt: skip
     runtime = RayRuntime(folder=folder, address=r.address, cpus=math.ceil(sum(n * each for n, each in cpus.values())))
-    wants_gpu = settings.hardware.device == "cuda" or (settings.hardware.device == "auto" and runtime.gpus)
-    gpus: dict[str, float] = dict.fromkeys(("rollout", "learner"), float(bool(wants_gpu)))
+    gpus: dict[str, float] = {}
+    if settings.hardware.device == "cuda" or (settings.hardware.device == "auto" and runtime.gpus):
+        needs = {"rollout": (r.rollout_gpus, settings.engine.tensor_parallel_size), "learner": (r.learner_gpus, 1)}
+        gpus = {kind: need if asked is None else asked for kind, (asked, need) in needs.items()}
     resources = {
         kind: Resources(n, each, gpus.get(kind, 0.0), with_driver=kind in ("replay", "recorder"))
         for kind, (n, each) in cpus.items()

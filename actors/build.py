@@ -91,7 +91,7 @@ def lora_arguments(settings: Settings) -> dict:
 
 def choose_engine(settings: Settings, machine: Machine) -> tuple[str, str]:
     """The engine's name, and why; `settings` are those that the memory plan has filled. Raises EngineUnavailable if vLLM is
-    asked for by name and cannot run."""
+    asked for, by name or by what only it can do, and cannot run."""
     if settings.engine.name == "transformers":
         return "transformers", "asked for"
     is_nf4 = settings.model.quantization == "nf4"
@@ -106,7 +106,7 @@ def choose_engine(settings: Settings, machine: Machine) -> tuple[str, str]:
             check_nf4()
         return "vllm", f"version {version}"
     except EngineUnavailable as reason:
-        if settings.engine.name == "vllm":
+        if settings.engine.name == "vllm" or settings.engine.tensor_parallel_size > 1:
             raise
         return "transformers", str(reason)
 
@@ -142,6 +142,6 @@ def build_engine(
         seed=settings.run.seed, trust_remote_code=model.trust_remote_code,
         max_num_batched_tokens=engine.max_num_batched_tokens, kv_cache_dtype=engine.kv_cache_dtype,
         keep_16bit=tuple(model.keep_16bit), share_weights=engine.share_weights != "never",
-        release_cache=bool(engine.release_cache),
+        release_cache=bool(engine.release_cache), tensor_parallel_size=engine.tensor_parallel_size,
     )  # fmt: skip
     return VllmEngine(options, tokenizer, layout=layout, eos_token_ids=eos)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-from actors.types import Adapter, Completion, Request
+from actors.types import Adapter, AdapterLayout, Completion, Request
 from conf.errors import UsageError
 
 
@@ -39,6 +39,10 @@ class Engine(Protocol):
 
     def restore_cache(self) -> None: ...
 
+    def close(self) -> None:
+        """End what the engine runs elsewhere; it cannot be used any more."""
+        ...
+
 
 class SpanLog:
     """Counts, for each running request, the tokens that each adapter version sampled."""
@@ -63,8 +67,10 @@ class SpanLog:
         return self._spans.pop(request_id)
 
 
-def check_adapter(adapter: Adapter) -> None:
-    """Refuse a flat buffer of the wrong size or with values that are not finite."""
+def check_adapter(adapter: Adapter, layout: AdapterLayout | None = None) -> None:
+    """Refuse a flat buffer of the wrong size, with values that are not finite, or for another layout than `layout`."""
+    if layout is not None and adapter.layout != layout:
+        raise AdapterError("the adapter was made for other modules, another rank or another alpha")
     if tuple(adapter.flat.shape) != (adapter.layout.size,):
         raise AdapterError(
             f"adapter buffer has shape {tuple(adapter.flat.shape)}, its layout says ({adapter.layout.size},)"

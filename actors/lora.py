@@ -68,15 +68,14 @@ class FlatLora:
                 parameter.data = view
                 parameter.grad = entry.view(self.flat.grad)
 
-    def export(self, version: int, *, device: str | None = None) -> Adapter:
-        """A copy of the weights, on `device` or where they are."""
-        return Adapter(version, self.layout, self.flat.detach().to(device or self.flat.device, copy=True))
+    def export(self, version: int, into: torch.Tensor | None = None) -> Adapter:
+        """A copy of the weights, in `into` or where they are."""
+        flat = self.flat.detach()
+        return Adapter(version, self.layout, flat.clone() if into is None else into.copy_(flat))
 
     def load(self, adapter: Adapter) -> None:
         """Copy `adapter` in. Raises AdapterError if its layout is another one or it is not finite."""
-        check_adapter(adapter)
-        if adapter.layout != self.layout:
-            raise AdapterError("the adapter was made for other modules, another rank or another alpha")
+        check_adapter(adapter, self.layout)
         with torch.no_grad():
             self.flat.copy_(adapter.flat)
 

@@ -5,6 +5,7 @@ dashboard, and keeps Ray's files inside the run folder, unless an address names 
 """
 
 import contextlib
+import gc
 import hashlib
 import importlib
 import os
@@ -15,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
@@ -73,7 +74,13 @@ class RayPromise(Promise[R], Generic[R]):
 def _lost(error: RayActorError | ObjectLostError, names: Mapping[str, str]) -> WorkerLost:
     name = names.get(getattr(error, "actor_id", None) or "", OBJECT)
     detail = re.search(r"Worker exit detail: ([^.]*)", str(error))
-    reason = f"its process died: {detail[1]}" if detail else " ".join(str(error).split())[:200]
+    raised = re.search(r"creation task.*^([\w.]+(?:Error|Exception)\b.*)", str(error), re.DOTALL | re.MULTILINE)
+    if detail:
+        reason = f"its process died: {detail[1]}"
+    elif raised:
+        reason = f"it did not start: {' '.join(raised[1].split())[:400]}"
+    else:
+        reason = " ".join(str(error).split())[:200]
     return WorkerLost(name, reason)
 
 
@@ -86,6 +93,7 @@ class _Actor:
         try:
             _compare(versions)
             self._worker = factory()
+            gc.freeze()  # millions of objects of models and libraries that no collection need look at again
         except UsageError as error:
             self._error = error
 
@@ -164,7 +172,8 @@ class RayRuntime:
             remove_placement_group(self._group)
             raise UsageError(
                 f"runtime=ray: the cluster lacks {missing} after {time.monotonic() - started:.0f} s; ask for fewer workers "
-                "(runtime.rollout_workers, runtime.reward_workers) or add nodes"
+                "(runtime.rollout_workers, runtime.reward_workers), let workers share a GPU (runtime.rollout_gpus=0.5 "
+                "runtime.learner_gpus=0.5) or add nodes"
             )
 
     def _connect(self, folder: Path, address: str | None, cpus: int) -> None:
@@ -186,7 +195,11 @@ class RayRuntime:
             options |= {
                 "num_cpus": max(os.cpu_count() or 1, cpus),
                 "_node_ip_address": LOOPBACK, "_temp_dir": str(self._link),
-                "_system_config": {"max_direct_call_object_size": SMALL_OBJECT_BYTES, "worker_niceness": 0},
+                "_system_config": {
+                    "max_direct_call_object_size": SMALL_OBJECT_BYTES, "worker_niceness": 0,
+                    # Ours end by themselves, but for the one that takes away shared memory after the others.
+                    "kill_child_processes_on_worker_exit": False,
+                },
             }  # fmt: skip
         try:
             if address is not None:
@@ -238,7 +251,14 @@ def _answering(address: str) -> str:
 
 def _versions() -> dict[str, str]:
     """Of what must be the same on all machines, besides Ray and Python, which Ray itself compares."""
-    return {name: version(name) for name in ("epiphany-rl", "torch", "transformers", "pyarrow")}
+    return {name: _version(name) for name in ("epiphany-rl", "torch", "transformers", "pyarrow")}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"  # Epiphany itself, where it is run from its folder
 
 
 def _compare(driver: Mapping[str, str]) -> None:

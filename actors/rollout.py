@@ -32,11 +32,13 @@ class Pumped:
 class RolloutWorker:
     """Samples completions of the dispatched prompts.
 
-    The seed of a sample is a function of (run seed, ordinal, sample): who samples it, and when, does not matter.
+    The seed of a sample is a function of (run seed, ordinal, sample): who samples it, and when, does not matter. An engine
+    that is the worker's own ends with it.
     """
 
-    def __init__(self, engine: Engine, *, seed: int, name: str = "rollout-0") -> None:
+    def __init__(self, engine: Engine, *, seed: int, name: str = "rollout-0", is_own: bool = False) -> None:
         self._engine = engine
+        self._is_own = is_own
         self._seed = seed
         self._name = name
         self._open: dict[str, _Open] = {}
@@ -93,6 +95,11 @@ class RolloutWorker:
     def restore_cache(self) -> None:
         """Take it back."""
         self._engine.restore_cache()
+
+    def close(self) -> None:
+        """End the engine, unless others use it, too."""
+        if self._is_own:
+            self._engine.close()
 
     def _step(self) -> tuple[list[Group], int]:
         finished, tokens = [], 0

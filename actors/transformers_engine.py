@@ -66,6 +66,8 @@ class TransformersEngine:
 
     def restore_cache(self) -> None: ...
 
+    def close(self) -> None: ...
+
     def base_weights(self) -> BaseWeights:
         return weights_of(self._model)
 

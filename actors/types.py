@@ -1,14 +1,16 @@
 """The words that workers exchange: Prompt, Request, Completion, Group, Adapter.
 
-Plain data. Loads neither torch, vLLM nor Ray.
+Plain data. Loads neither vLLM nor Ray, and torch only with an adapter.
 """
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 FINISH_REASONS = ("stop", "length")
@@ -143,3 +145,15 @@ class Adapter:
     version: int
     layout: AdapterLayout
     flat: torch.Tensor
+
+    def __reduce__(self) -> Any:
+        """Pickled as a NumPy array, whose bytes Ray and pickle 5 pass on without copies."""
+        return _adapter, (self.version, self.layout, self.flat.cpu().numpy())
+
+
+def _adapter(version: int, layout: AdapterLayout, flat: np.ndarray) -> Adapter:
+    """An Adapter as it came from another process; its `flat` may lie in memory that can only be read."""
+    import torch
+
+    with warnings.catch_warnings(action="ignore"):
+        return Adapter(version, layout, torch.from_numpy(flat))

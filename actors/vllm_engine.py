@@ -14,8 +14,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from actors.engine import SpanLog
-from actors.lora_ops import can_use_kernels
-from actors.shared import BaseWeights
+from actors.shared import BaseWeights, SharingImpossible
 from actors.types import Adapter, AdapterLayout, Completion, Request, VersionSpan
 from actors.vllm_internals import (
     LORA_ID,
@@ -36,9 +35,7 @@ from actors.vllm_mends import (
     keep_cpu_weights,
     keep_in_16bit,
     keep_weights_awake,
-    mend_cpu_lora,
-    mend_gpu_lora,
-    quicken_logprobs,
+    mend_layers,
     skip_idle_bookkeeping,
 )
 
@@ -67,6 +64,8 @@ class VllmOptions:
     share_weights: bool = False
     # Whether release_cache() will be called.
     release_cache: bool = False
+    # Devices that every layer is spread over, in a process each; the sizes above are then those of one.
+    tensor_parallel_size: int = 1
 
 
 class VllmEngine:
@@ -82,16 +81,11 @@ class VllmEngine:
     ) -> None:
         check_version()
         set_environment(device=options.device, threads=options.threads)
-        if options.device == "cpu":
-            mend_cpu_lora()
-            if options.share_weights:
-                keep_cpu_weights()
-        else:
-            quicken_logprobs()
-            if can_use_kernels():
-                mend_gpu_lora()
-            if options.release_cache:
-                keep_weights_awake()
+        mend_layers(options.device)
+        if options.device == "cpu" and options.share_weights:
+            keep_cpu_weights()
+        if options.release_cache:
+            keep_weights_awake()
         if options.quantization == "nf4":
             keep_in_16bit(options.keep_16bit)
             join_nf4_scales()
@@ -100,12 +94,19 @@ class VllmEngine:
         self._options = options
         self._engine = _start(options, layout)
         skip_idle_bookkeeping(self._engine)
-        self._slot = AdapterSlot(driver_worker(self._engine), layout)
+        self._slot = self._open_slot(layout)
         self._outputs = Outputs(self._engine)
         self._version, self._loads = 0, 0
         self._waiting: deque[Request] = deque()
         self._running: set[str] = set()
         self._spans = SpanLog()
+
+    def _open_slot(self, layout: AdapterLayout) -> Any:
+        if self._options.tensor_parallel_size > 1:
+            from actors.vllm_ranks import SpreadSlot
+
+            return SpreadSlot(self._engine, layout)
+        return AdapterSlot(driver_worker(self._engine), layout)
 
     @property
     def unfinished(self) -> int:
@@ -122,6 +123,8 @@ class VllmEngine:
         self._loads += 1
 
     def base_weights(self) -> BaseWeights:
+        if self._options.tensor_parallel_size > 1:
+            raise SharingImpossible("each of the engine's devices has a part of them")
         return base_weights(self._engine)
 
     def release_cache(self) -> None:
@@ -132,6 +135,9 @@ class VllmEngine:
         if self._options.release_cache:
             torch.cuda.empty_cache()  # what the learner held and left
             self._engine.wake_up()
+
+    def close(self) -> None:
+        self._engine.engine_core.shutdown()
 
     def step(self) -> list[Completion]:
         while self._waiting and len(self._running) < self._options.max_num_seqs:
@@ -188,6 +194,16 @@ def _start(options: VllmOptions, layout: AdapterLayout) -> Any:
         }
     elif options.max_num_batched_tokens is not None:
         extra["max_num_batched_tokens"] = options.max_num_batched_tokens
+    if options.tensor_parallel_size > 1:
+        from actors.vllm_ranks import RANK
+
+        # Not Ray's: vLLM would take that wherever Ray runs, and its workers would be found by nobody here.
+        extra |= {
+            "tensor_parallel_size": options.tensor_parallel_size,
+            "distributed_executor_backend": "mp",
+            "worker_cls": RANK,
+            "additional_config": {"share_of_memory": _share_of_memory(options.device)},
+        }
     if options.quantization == "nf4":
         extra |= {"quantization": "bitsandbytes", "load_format": "bitsandbytes"}
     return LLMEngine.from_engine_args(
@@ -225,3 +241,8 @@ def _start(options: VllmOptions, layout: AdapterLayout) -> Any:
             **extra,
         )
     )
+
+
+def _share_of_memory(device: str) -> float:
+    """Of its card that torch's allocator may take in this process, and so in each of the engine's."""
+    return torch.cuda.get_per_process_memory_fraction() if device == "cuda" else 1.0

@@ -46,12 +46,16 @@ def check_version() -> str:
 def set_environment(*, device: str, threads: int) -> None:
     """Set what vLLM reads at import: one process, no usage reports, threads that stay where the scheduler puts them."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"  # by name, not by fork: this process has threads
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     if device == "cpu":
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
         os.environ["OMP_NUM_THREADS"] = str(threads)
     else:
+        # Reductions of this size gain nothing from NVLink's multicast, which fails on machines that share a switch.
+        os.environ.setdefault("NCCL_NVLS_ENABLE", "0")
+        os.environ.setdefault("VLLM_ALLREDUCE_USE_SYMM_MEM", "0")
         # FlashInfer's sampler compiles at first use, which needs a CUDA toolkit that few machines have.
         os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
 
@@ -68,10 +72,11 @@ def slot_rank(rank: int) -> int:
 
 
 class AdapterSlot:
-    """The engine's buffers for the one adapter, and the copy into them.
+    """A vLLM worker's buffers for the one adapter, and the copy into them.
 
     The buffers are `lora_a_stacked[slice][slot, 0, rank, in]` and `lora_b_stacked[slice][slot, 0, out, rank]` of each
-    wrapped layer; they never move, so CUDA graphs stay valid. B is stored times alpha/rank.
+    wrapped layer; they never move, so CUDA graphs stay valid. B is stored times alpha/rank. A worker of several has a part
+    of each layer: what `slice_lora_a` and `slice_lora_b` give.
     """
 
     def __init__(self, worker: Any, layout: AdapterLayout) -> None:
@@ -97,35 +102,45 @@ class AdapterSlot:
         slot, rank = self._activate(), self._layout.rank
         targets, sources = [], []
         for entry in self._layout.entries:
-            buffers_a, buffers_b, index = self._find(entry.module)
+            layer, index = self._find(entry.module)
             if entry.side == "A":
-                target = buffers_a[index][slot, 0, :rank, :]
+                target, cut = layer.lora_a_stacked[index][slot, 0, :rank, :], layer.slice_lora_a
             else:
-                target = buffers_b[index][slot, 0, :, :rank]
-            if tuple(target.shape) != entry.shape:
+                target, cut = layer.lora_b_stacked[index][slot, 0, :, :rank], layer.slice_lora_b
+            source = self._part(cut, entry.view(self._staging), index, len(layer.lora_a_stacked))
+            if target.shape != source.shape:
                 raise AdapterError(
-                    f"{entry.module} {entry.side} is {entry.shape}, the engine holds {tuple(target.shape)}"
+                    f"{entry.module} {entry.side} is {tuple(source.shape)}, the engine holds {tuple(target.shape)}"
                 )
             targets.append(target)
-            sources.append(entry.view(self._staging))
+            sources.append(source)
         return targets, sources
 
-    def _find(self, module: str) -> tuple[Any, Any, int]:
+    def _part(self, cut: Any, whole: torch.Tensor, index: int, slices: int) -> torch.Tensor:
+        """The part of a matrix in the staging copy that is this worker's, as a view."""
+        part = cut([whole if i == index else None for i in range(slices)])[index] if slices > 1 else cut(whole)
+        if part.untyped_storage().data_ptr() != self._staging.untyped_storage().data_ptr():
+            raise AdapterError("vLLM cannot spread this model's fused layers over devices with an adapter")
+        return part
+
+    def _find(self, module: str) -> tuple[Any, int]:
         parent, _, leaf = module.rpartition(".")
         for packed, slices in [(leaf, [leaf]), *self._manager.packed_modules_mapping.items()]:
             layer = self._manager.modules.get(f"{parent}.{packed}")
             if layer is not None and leaf in slices:
-                return layer.lora_a_stacked, layer.lora_b_stacked, slices.index(leaf)
+                return layer, slices.index(leaf)
         raise AdapterError(f"the engine has no LoRA layer for {module}; check model.lora.target_modules")
 
-    @torch.no_grad()
     def write(self, adapter: Adapter) -> None:
-        """Copy the adapter in, on the device's current stream. Raises AdapterError before anything is changed."""
-        check_adapter(adapter)
-        if adapter.layout != self._layout:
-            raise AdapterError("the adapter was made for other modules, another rank or another alpha")
+        """Copy the adapter in, on the device's current stream. Raises AdapterError before the old one is changed."""
+        check_adapter(adapter, self._layout)
+        self.copy(adapter.flat)
+
+    @torch.no_grad()
+    def copy(self, flat: torch.Tensor) -> None:
+        """`write` without checks."""
         self._activate()
-        self._staging.copy_(adapter.flat, non_blocking=True)
+        self._staging.copy_(flat, non_blocking=True)
         self._staging[self._layout.start_of_b :].mul_(self._layout.scaling)
         torch._foreach_copy_(self._targets, self._sources)
 

@@ -16,6 +16,16 @@ from actors import lora_ops
 from actors.vllm_internals import EngineUnavailable
 
 
+def mend_layers(device: str) -> None:
+    """Everything that a process needs before it makes a model's layers."""
+    if device == "cpu":
+        mend_cpu_lora()
+        return
+    quicken_logprobs()
+    if lora_ops.can_use_kernels():
+        mend_gpu_lora()
+
+
 def mend_gpu_lora() -> None:
     """Make each LoRA layer one operation (actors/lora_ops.py) for the one adapter that every request carries.
 
@@ -134,6 +144,14 @@ def mend_cpu_lora() -> None:
     PunicaWrapperCPU.update_metadata = update_metadata  # type: ignore[method-assign]
     PunicaWrapperCPU.add_lora_linear = add_lora_linear  # type: ignore[method-assign]
     PunicaWrapperCPU._groups_by_adapter = True  # type: ignore[attr-defined]
+
+
+def exchange_over_gloo() -> None:
+    """Let the processes of an engine on CPUs exchange through gloo, not through vLLM's segments of shared memory: those are
+    waited on by spinning, which takes the core that the other one needs, and stay behind when a process dies."""
+    from vllm.distributed.device_communicators.cpu_communicator import CpuCommunicator
+
+    CpuCommunicator._all_group_ranks_share_shm_group_name = lambda _: False  # type: ignore[method-assign]
 
 
 def keep_cpu_weights() -> None:

@@ -16,13 +16,11 @@ from actors.vllm_internals import driver_worker
 from benchmarks.common import build_workers, report, settings_from
 from learner.checkpoint import save_adapter
 
-REPEATS = 20
 
-
-def milliseconds(action: Any) -> float:
-    """Median of REPEATS runs, the device's work included."""
+def milliseconds(action: Any, repeats: int) -> float:
+    """Median of `repeats` runs, the device's work included; an idle device's clock needs many to rise."""
     times = []
-    for _ in range(REPEATS):
+    for _ in range(repeats):
         start = time.perf_counter()
         action()
         if torch.cuda.is_available():
@@ -37,7 +35,7 @@ def main() -> None:
     engine, learner = workers.engine, workers.learner
     adapter = learner.adapter()
     engine.load_adapter(adapter)
-    in_memory = milliseconds(lambda: engine.load_adapter(adapter))
+    in_memory = milliseconds(lambda: engine.load_adapter(adapter), 500)
 
     from vllm.lora.request import LoRARequest
 
@@ -48,7 +46,7 @@ def main() -> None:
             save_adapter(Path(folder), adapter, base_model=workers.blueprint.source.path)
             manager.add_adapter(LoRARequest("reloaded", 2, folder, load_inplace=True))
 
-        from_disk = milliseconds(reload)
+        from_disk = milliseconds(reload, 20)
     report(
         benchmark="adapter_update", model=settings.model.path, parameters=learner.policy.lora.layout.size,
         in_memory_ms=in_memory, from_disk_ms=from_disk, ratio=from_disk / in_memory,

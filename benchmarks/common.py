@@ -1,5 +1,6 @@
 """What the benchmarks share: settings from overrides, and a name for the machine."""
 
+import gc
 import json
 import platform
 from collections.abc import Sequence
@@ -46,6 +47,7 @@ def build_workers(settings: Settings) -> Workers:
     engine = build_engine(blueprint.settings, machine, name, source, tokenizer, blueprint.layout)
     learner, _ = build_learner(blueprint, engine=engine)
     engine.load_adapter(learner.adapter())
+    gc.freeze()  # as a run does
     return Workers(blueprint, tokenizer, engine, learner)
 
 

@@ -1,4 +1,4 @@
-"""Epiphany beside its peers, one after the other on one card: `python -m benchmarks.compare w|qlora [--utilization 0.12]`.
+"""Epiphany beside its peers, one after the other on one card: `python -m benchmarks.compare w|qlora [override ...]`.
 
 Prints what benchmarks.step and benchmarks.peer_step print, each from a process of its own, and one JSON line a peer: how
 many times our seconds a step it needs, with the card to ourselves and within the peer's memory with the peer's cache.
@@ -36,11 +36,12 @@ def main() -> None:
     parser.add_argument("case", choices=list(PEERS))
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--utilization", default="0.12", help="the share of the card that a peer's engine is given")
-    arguments = parser.parse_args()
-    steps = ("--steps", str(arguments.steps))
+    parser.add_argument("--peers", nargs="+", choices=["trl", "unsloth"], help="only these")
+    arguments, overrides = parser.parse_known_args()
+    steps = ("--steps", str(arguments.steps), *overrides)
     ours = result("step", arguments.case, *steps)
     assert ours is not None
-    for peer in PEERS[arguments.case]:
+    for peer in arguments.peers or PEERS[arguments.case]:
         if importlib.util.find_spec(peer) is None:
             continue
         theirs = result("peer_step", peer, arguments.case, *steps, "--utilization", arguments.utilization)

@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("case", choices=[case for case in CASES if case in ("w", "qlora")])
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--utilization", type=float, default=0.12)
-    arguments = parser.parse_args()
+    arguments, overrides = parser.parse_known_args()
     before = used_before()
     be_one_process()
     from datasets import Dataset
@@ -98,7 +98,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        settings = work_settings(arguments.case, folder)
+        settings = work_settings(arguments.case, folder, *overrides)
         tokenizer = load_tokenizer(
             ModelSource(settings.model.path, None, ""), chat_template=None, trust_remote_code=False
         )

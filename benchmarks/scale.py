@@ -3,7 +3,7 @@
 Workers over Ray on this machine that only wait: each rollout worker finishes a group of 8 completions of 256 tokens every
 `--every` seconds, each reward takes 10 ms a completion. Prints one JSON line for each `--every`: groups a second, against
 what the workers could have made, the share of a core that the driver and the replay take, and their memory at the
-beginning and at the end.
+beginning, ten times on the way and at the end.
 """
 
 import argparse
@@ -47,6 +47,8 @@ class WaitingEngine:
     def release_cache(self) -> None: ...
 
     def restore_cache(self) -> None: ...
+
+    def close(self) -> None: ...
 
     def step(self) -> list[Completion]:
         time.sleep(self._every)
@@ -92,7 +94,7 @@ def run(runtime: RayRuntime, folder: Path, every: float, seconds: float, rollout
     pipeline.start("replay", 1, lambda _: partial(make_replay, folder / f"journal-{every}"))
     sampling, ordinal, held, accepted = Sampling(1.0, TOKENS), 0, 0, 0
     ready: list[int] = []
-    started, since, before, processes = time.monotonic(), 0.0, {}, {}
+    started, since, seen, processes = time.monotonic(), 0.0, [], {}
     while not since or time.monotonic() - since < seconds:
         if held < 3 * rollout:
             count = 3 * rollout - held
@@ -112,13 +114,16 @@ def run(runtime: RayRuntime, folder: Path, every: float, seconds: float, rollout
         if not since and accepted >= 2 * rollout:  # all are at work
             actors = [p for p in psutil.process_iter(["name"]) if (p.info["name"] or "").startswith("ray::Replay")]
             processes = {"driver": psutil.Process(), "replay": actors[-1]}
-            since, accepted, before = time.monotonic(), 0, usage(processes)
-    took, after = time.monotonic() - since, usage(processes)
+            since, accepted = time.monotonic(), 0
+        if since and time.monotonic() - since >= len(seen) * seconds / 10:
+            seen.append(usage(processes))
+    took = time.monotonic() - since
+    seen.append(usage(processes))
     report(
         benchmark="scale", rollout_workers=rollout, reward_workers=reward, every_s=every, seconds=took,
         start_s=since - started, groups_per_second=accepted / took, offered_groups_per_second=rollout / every,
-        **{f"{name}_core_share": (after[name][0] - before[name][0]) / took for name in after},
-        **{f"{name}_mib": [before[name][1], after[name][1]] for name in after},
+        **{f"{name}_core_share": (seen[-1][name][0] - seen[0][name][0]) / took for name in processes},
+        **{f"{name}_mib": [round(at[name][1]) for at in seen] for name in processes},
     )  # fmt: skip
     pipeline.close()
 

@@ -1,4 +1,4 @@
-"""What one copy of the weights saves: `python -m benchmarks.sharing [shape ...]`, one JSON line a shape and quantisation.
+"""What one copy of the weights saves: `python -m benchmarks.sharing [--shapes ...]`, one JSON line a shape and quantisation.
 
 Each way is a process of its own, with the same cache and batch, and what the driver counts once engine and learner stand.
 """
@@ -36,7 +36,7 @@ def hold(shape: str, quantization: str, share: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument(
-        "shapes", nargs="*", default=["qwen2.5-1.5b", "qwen2.5-3b", "llama-3.1-8b"], choices=list(SHAPES)
+        "--shapes", nargs="+", default=["qwen2.5-1.5b", "qwen2.5-3b", "llama-3.1-8b"], choices=list(SHAPES)
     )
     parser.add_argument("--quantization", nargs="+", default=["none", "nf4"])
     parser.add_argument("--hold", nargs=3, help="used by itself: shape, quantization, share_weights")

@@ -27,12 +27,12 @@ NAMES = {
 LEAST: dict[str, float] = {
     "algorithm.prompts_per_step": 1, "algorithm.group_size": 2, "data.held_out": 1, "data.max_prompt_tokens": 1,
     "data.max_bad_rows": 0, "sampling.max_tokens": 1, "engine.max_num_seqs": 1, "engine.max_num_batched_tokens": 1,
-    "hardware.vram_gib": 1, "evaluation.every": 0,
+    "engine.tensor_parallel_size": 1, "hardware.vram_gib": 1, "evaluation.every": 0,
     "evaluation.samples": 0, "learner.micro_batch_tokens": 1, "learner.logit_chunk_tokens": 1, "learner.warmup_steps": 0,
     "learner.weight_decay": 0, "model.lora.rank": 1, "runtime.reward_workers": 1, "runtime.rollout_workers": 1, "runtime.learner_ranks": 1, "run.steps": 1, "run.checkpoint_every": 1,
     "run.keep_checkpoints": 1, "runtime.max_staleness": 0, "algorithm.kl_coefficient": 0,
 }  # fmt: skip
-POSITIVE = ("runtime.start_seconds", "runtime.stall_seconds", "learner.learning_rate", "sampling.temperature", "reward.deadline_seconds", "reward.memory_gib",
+POSITIVE = ("runtime.start_seconds", "runtime.stall_seconds", "runtime.learner_seconds", "learner.learning_rate", "sampling.temperature", "reward.deadline_seconds", "reward.memory_gib",
             "learner.max_grad_norm", "model.lora.alpha")  # fmt: skip
 
 
@@ -58,6 +58,7 @@ def check_settings(settings: Settings) -> None:
             for name in ("rollout_workers", "learner_ranks")
             if getattr(settings.runtime, name) > 1
         ]
+    wrong += _wrong_gpus(settings)
     if settings.run.resume not in ("auto", "never") and not settings.run.resume.isdigit():
         wrong.append(f"run.resume={settings.run.resume}: choose auto, never or a step's number")
     if settings.engine.release_cache and settings.runtime.max_staleness:
@@ -66,6 +67,24 @@ def check_settings(settings: Settings) -> None:
         )
     if wrong:
         raise UsageError("\n".join(wrong))
+
+
+def _wrong_gpus(settings: Settings) -> list[str]:
+    r, size, wrong = settings.runtime, settings.engine.tensor_parallel_size, []
+    if size > 1:
+        if r.name == "local":
+            wrong.append(f"engine.tensor_parallel_size={size}: an engine over several GPUs needs runtime=ray")
+        if settings.engine.name == "transformers":
+            wrong.append(f"engine.tensor_parallel_size={size}: only vLLM spreads a model over GPUs")
+        if settings.model.quantization != "none":
+            wrong.append(f"engine.tensor_parallel_size={size}: only 16-bit weights, model.quantization=none")
+    for name, least in (("rollout_gpus", size), ("learner_gpus", 1)):
+        n = getattr(r, name)
+        if n is not None and n != 0 and (n < 0 or (n != least and (n > 1 or least > 1))):
+            wrong.append(
+                f"runtime.{name}={n:g}: choose null, {least}" + (" or a share of one, as 0.5" if least == 1 else "")
+            )
+    return wrong
 
 
 # Below these, keys are the user's own.

@@ -149,6 +149,8 @@ class EngineSettings:
     per_request_seeds: bool | None = None
     # Skip compilation and CUDA graphs; null: on for the CPU only.
     enforce_eager: bool | None = None
+    # GPUs of one machine that each rollout worker's engine is spread over (runtime=ray, 16-bit weights).
+    tensor_parallel_size: int = 1
 
 
 @dataclass
@@ -188,6 +190,10 @@ class RuntimeSettings:
     # Child processes that score, with Ray one in each of as many actors.
     reward_workers: int = 1
     rollout_workers: int = 1
+    # GPUs that each rollout worker and each learner reserves. Null: as many as it needs, none without GPUs. 0.5 lets two
+    # workers share one, each with half of its memory.
+    rollout_gpus: float | None = None
+    learner_gpus: float | None = None
     # Learners that share the rows of each step and add up their gradients.
     learner_ranks: int = 1
     # A running cluster: auto (found by itself) or host:port. Null starts Ray on this machine, reachable from it alone.
@@ -195,6 +201,8 @@ class RuntimeSettings:
     # Seconds that workers may take to start, and after that to answer; then another takes a worker's place.
     start_seconds: float = 900.0
     stall_seconds: float = 180.0
+    # Seconds that the learner may take to start, to step or to save; then the run ends.
+    learner_seconds: float = 3600.0
     # How often a worker may be lost between two steps: the loss of a machine counts once or twice for each that was on it.
     max_losses: int = 4
     # Versions by which a trained sample may lag behind the policy; 0 is strictly on-policy.

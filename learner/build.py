@@ -11,6 +11,7 @@ from actors.lora import adapter_layout
 from actors.models import ModelSource, load_base_model, stored_quantization
 from actors.shared import SharesWeights, SharingImpossible, attach, build_skeleton, kept_in_16bit
 from actors.types import AdapterLayout
+from conf.errors import UsageError
 from conf.schema import Settings
 from learner import memory
 from learner.attention import NAME
@@ -46,22 +47,38 @@ def draw(
     settings: Settings, machine: Machine, source: ModelSource, *, roles: frozenset[str] = memory.BOTH
 ) -> Blueprint:
     """Settle what the memory plan decides and hold torch's allocator to it, for a process that has these `roles`. Raises
-    MemoryPlanError."""
+    MemoryPlanError, and UsageError if the model has too few positions."""
     settings = settle(settings, source)
     model = settings.model
     skeleton = build_skeleton(source, dtype=machine.dtype, trust_remote_code=model.trust_remote_code, attention=NAME)
+    longest = settings.data.max_prompt_tokens + settings.sampling.max_tokens
+    positions = getattr(skeleton.config, "max_position_embeddings", None)
+    if positions is not None and longest > positions:
+        raise UsageError(
+            f"data.max_prompt_tokens + sampling.max_tokens = {longest}: {model.path} has {positions} positions; lower one of them"
+        )
     kept = frozenset(model.keep_16bit)
     layout = adapter_layout(skeleton, **lora_arguments(settings))
     shape = memory.ModelShape.of(skeleton, layout.size, kept)
+    if roles == {"rollout"}:
+        shape = shape.spread(settings.engine.tensor_parallel_size)
     if machine.device != "cuda":
         entry = getattr(torch, machine.dtype).itemsize
         return Blueprint(memory.without_gpu(settings, shape, entry=entry), machine, source, skeleton, shape, layout, [])
     free, total = torch.cuda.mem_get_info()
     limit = settings.hardware.vram_gib
+    free = min(free, int(_share_of_gpu(settings, roles) * total))
     budget = int(0.9 * free) if limit is None else min(int(limit * memory.GIB), free)
     plan = memory.plan(settings, shape, budget=budget, shared=settings.engine.share_weights != "never", roles=roles)
     torch.cuda.set_per_process_memory_fraction(plan.allocator_bytes / total)
     return Blueprint(plan.settings, machine, source, skeleton, shape, layout, plan.lines())
+
+
+def _share_of_gpu(settings: Settings, roles: frozenset[str]) -> float:
+    """Of one GPU, what a process with these roles may use."""
+    r = settings.runtime
+    asked = [r.rollout_gpus] * ("rollout" in roles) + [r.learner_gpus] * ("learner" in roles)
+    return min([1.0, *(n for n in asked if n)])
 
 
 def build_learner(blueprint: Blueprint, *, engine: Engine | None = None) -> tuple[Learner, str]:

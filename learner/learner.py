@@ -66,9 +66,9 @@ class Learner:
     def policy(self) -> Policy:
         return self._policy
 
-    def adapter(self, device: str | None = None) -> Adapter:
-        """The weights as they are now, as version `version`."""
-        return self._policy.lora.export(self.version, device=device)
+    def adapter(self, into: torch.Tensor | None = None) -> Adapter:
+        """The weights as they are now, as version `version`, copied `into` a buffer where one is given."""
+        return self._policy.lora.export(self.version, into)
 
     def load(self, adapter: Adapter) -> None:
         """Go on from `adapter` and its version."""

@@ -67,6 +67,16 @@ class ModelShape:
             other=everything - sum(packed), lora=lora_size,
         )  # fmt: skip
 
+    def spread(self, devices: int) -> "ModelShape":
+        """What each of several devices has of it; where there are fewer keys' heads than devices, they are repeated, which this
+        leaves out."""
+
+        def part(size: int) -> int:
+            return -(-size // devices)
+
+        names = ("intermediate", "queries", "keys", "linear", "largest_linear", "other")
+        return dataclasses.replace(self, **{name: part(getattr(self, name)) for name in names})
+
     def weights(self, quantization: str) -> int:
         """Bytes of the base. nf4: half a byte and one float32 scale for 64 values."""
         linear = self.linear / 2 + self.linear / 16 if quantization == "nf4" else ENTRY * self.linear

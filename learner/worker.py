@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import torch
 
 from actors.types import Adapter
 from learner import checkpoint, ranks
@@ -27,6 +28,7 @@ class LearnerWorker:
         self._base_model = base_model
         self._keep = keep
         self._on_host = on_host
+        self._buffer: torch.Tensor | None = None
         self._notes = notes
 
     def notes(self) -> list[str]:
@@ -62,8 +64,11 @@ class LearnerWorker:
         return self.learner.step(table)
 
     def adapter(self) -> Adapter:
-        """The weights as they are now; in the host's memory where they will travel."""
-        return self.learner.adapter("cpu" if self._on_host else None)
+        """The weights as they are now; where they will travel, in a buffer of the host's that the next call fills again."""
+        if self._on_host and self._buffer is None:
+            flat = self.learner.policy.lora.flat
+            self._buffer = torch.empty(flat.shape, dtype=flat.dtype, pin_memory=flat.is_cuda)
+        return self.learner.adapter(self._buffer)
 
     def save(self, state: dict[str, Any]) -> str:
         """Write a checkpoint with `state` and return its folder."""

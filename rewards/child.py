@@ -5,14 +5,13 @@ line per sample, {"sample": {...}, "evaluate": bool}, answered in order. JSON, n
 never executed. The reward's own output goes nowhere, so it cannot fill a pipe or a disk.
 """
 
-import ctypes
 import json
 import os
 import resource
 import signal
-import sys
 from typing import Any, TextIO
 
+from rewards.process import bind_to_parent
 from rewards.registry import RewardError, Term, correctness, full_marks, gold_completion, load_term, score
 from rewards.sample import Sample
 
@@ -24,14 +23,6 @@ def _private_streams() -> tuple[TextIO, TextIO]:
     for descriptor in (0, 1, 2):
         os.dup2(null, descriptor)
     return requests, answers
-
-
-def _bind_to_parent(parent: int) -> None:
-    """Die when the parent dies, also by SIGKILL (Linux)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-        if os.getppid() != parent:
-            os._exit(1)
 
 
 def _answer(terms: list[Term], request: dict[str, Any]) -> dict[str, Any]:
@@ -52,7 +43,7 @@ def main() -> None:
         answers.flush()
 
     first = json.loads(requests.readline())
-    _bind_to_parent(first["parent"])
+    bind_to_parent(first["parent"])
     resource.setrlimit(resource.RLIMIT_DATA, (first["memory_bytes"], first["memory_bytes"]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's affair
     try:

@@ -36,6 +36,8 @@ class EchoEngine:
 
     def restore_cache(self) -> None: ...
 
+    def close(self) -> None: ...
+
     def step(self) -> list[Completion]:
         while self._waiting and len(self._running) < self._max:
             request = self._waiting.pop(0)

@@ -13,14 +13,14 @@ TEMPLATE = (
 )
 
 
-def make_tiny_model(folder: Path, *, seed: int = 0) -> Path:
-    """Write a two-layer Llama (float32, random weights) and its tokenizer into `folder`."""
+def make_tiny_model(folder: Path, *, seed: int = 0, hidden: int = 32) -> Path:
+    """Write a two-layer Llama (float32, random weights, 4 heads) and its tokenizer into `folder`."""
     tokenizer = byte_tokenizer(258)  # two special tokens and the bytes
     tokenizer.chat_template = TEMPLATE
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=512, bos_token_id=0, eos_token_id=1, pad_token_id=1,
+        vocab_size=len(tokenizer), hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=1024, bos_token_id=0, eos_token_id=1, pad_token_id=1,
         tie_word_embeddings=True, initializer_range=0.3,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)

@@ -1,5 +1,8 @@
-"""What every engine promises, asked of each: the fake, the oracle and vLLM (CPU build) on the real SmolLM2."""
+"""What every engine promises, asked of each: the fake, the oracle, and vLLM (CPU build) in one process and spread over three,
+on the real SmolLM2."""
 
+import os
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -73,13 +76,24 @@ def real(smollm2: str) -> tuple[ModelSource, Any, Policy]:
 
 @pytest.fixture(scope="module")
 def vllm(real: tuple[ModelSource, Any, Policy]) -> Bench:
+    return _vllm(real, devices=1)
+
+
+@pytest.fixture(scope="module")
+def spread(real: tuple[ModelSource, Any, Policy]) -> Bench:
+    """SmolLM2 has 9 heads and 3 keys' heads."""
+    return _vllm(real, devices=3)
+
+
+def _vllm(real: tuple[ModelSource, Any, Policy], *, devices: int) -> Bench:
     from actors.vllm_engine import VllmEngine, VllmOptions
 
     source, tokenizer, policy = real
     options = VllmOptions(
-        model_path=source.path, revision=None, dtype="float32", quantization="none", device="cpu", threads=2,
+        model_path=source.path, revision=None, dtype="float32", quantization="none", device="cpu", threads=2 if devices == 1 else 1,
         max_model_len=320, max_num_seqs=8, kv_cache_bytes=150 << 20,
-        enforce_eager=True, per_request_seeds=True, seed=0, trust_remote_code=False, share_weights=True,
+        enforce_eager=True, per_request_seeds=True, seed=0, trust_remote_code=False, share_weights=devices == 1,
+        tensor_parallel_size=devices,
     )  # fmt: skip
     eos = end_of_sequence_ids(source, tokenizer)
     return Bench(
@@ -97,12 +111,12 @@ def oracle(real: tuple[ModelSource, Any, Policy]) -> Bench:
     return Bench("transformers", engine, policy, tokenizer)
 
 
-@pytest.fixture(params=["echo", "transformers", "vllm"])
+@pytest.fixture(params=["echo", "transformers", "vllm", "spread"])
 def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
     if request.param == "echo":
         yield Bench("echo", EchoEngine(), None, None)
     else:
-        yield request.getfixturevalue({"transformers": "oracle", "vllm": "vllm"}[request.param])
+        yield request.getfixturevalue({"transformers": "oracle"}.get(request.param, request.param))
 
 
 def test_completions_agree_with_themselves(bench: Bench):
@@ -154,21 +168,22 @@ def test_refuses_a_bad_adapter_and_keeps_the_old_one(bench: Bench, damage: str):
     assert after[0].version_spans[0].version == 1
 
 
-def test_refuses_an_adapter_of_another_shape(oracle: Bench, vllm: Bench):
+def test_refuses_an_adapter_of_another_shape(oracle: Bench, vllm: Bench, spread: Bench):
     entries = tuple(replace(e, module=e.module.replace("q_proj", "k_proj")) for e in oracle.layout.entries)
-    for bench in (oracle, vllm):
+    for bench in (oracle, vllm, spread):
         other = bench.adapter(1)
         with pytest.raises(AdapterError, match="other modules"):
             bench.engine.load_adapter(replace(other, layout=AdapterLayout(8, 16.0, entries)))
 
 
-def test_vllm_and_the_oracle_say_the_same(oracle: Bench, vllm: Bench):
+def test_vllm_and_the_oracle_say_the_same(oracle: Bench, vllm: Bench, spread: Bench):
     for seed in (None, 3):
         adapter = oracle.adapter(1, seed=seed)
         oracle.engine.load_adapter(adapter)
-        vllm.engine.load_adapter(adapter)
         expected = oracle.sample(temperature=0.0, tokens=12, count=1)
-        assert vllm.sample(temperature=0.0, tokens=12, count=1)[0].token_ids == expected[0].token_ids
+        for bench in (vllm, spread):
+            bench.engine.load_adapter(adapter)
+            assert bench.sample(temperature=0.0, tokens=12, count=1)[0].token_ids == expected[0].token_ids
 
 
 def test_base_requests_beside_the_adapters_get_the_base_model(vllm: Bench):
@@ -215,7 +230,7 @@ def test_the_lent_weights_are_the_models(shared: Bench, real: tuple[ModelSource,
     assert all(tensor.data_ptr() == engine[name].data_ptr() for name, tensor in lent.items())
 
 
-@pytest.mark.parametrize("name", ["oracle", "vllm", "shared"])
+@pytest.mark.parametrize("name", ["oracle", "vllm", "shared", "spread"])
 def test_engine_and_learner_agree_before_and_after_updates(name: str, request: pytest.FixtureRequest):
     """Mean |difference| of log-probabilities <= 1e-3 in float32, with a warm prefix cache and prompts of many blocks.
 
@@ -268,3 +283,18 @@ def test_the_exported_adapter_is_the_adapter_to_peft(oracle: Bench, real: tuple[
     with torch.no_grad():
         found = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False)
     assert tuple(found[0, ids.shape[1] :].tolist()) == expected.token_ids
+
+
+def test_an_engine_that_lost_a_process_says_so_and_leaves_none(spread: Bench):
+    """The last test: it ends the engine."""
+    engine: Any = spread.engine
+    ranks = [w.proc for w in engine._engine.engine_core.engine_core.model_executor.workers]
+    engine.submit([Request("r/0", spread.tokens("Count from one."), Sampling(1.0, 50, 1))])
+    engine.step()
+    os.kill(ranks[1].pid, signal.SIGKILL)
+    with pytest.raises(RuntimeError):
+        while engine.unfinished:
+            engine.step()
+    for process in ranks:
+        process.join(timeout=20)
+    assert not any(process.is_alive() for process in ranks)

@@ -10,7 +10,10 @@ from actors.rollout import Pumped, RolloutWorker
 from actors.types import Adapter, Completion, Group
 from tests.fakes import EchoEngine
 
-LETTERS = [{"fn": f"{Path(__file__).parent}/letters.py:score", "weight": 1.0, "options": {}}]
+LETTERS, SLOW = (
+    [{"fn": f"{Path(__file__).parent}/{name}", "weight": 1.0, "options": {}}]
+    for name in ("letters.py:score", "letters.py:slowly")
+)
 
 
 class SlowEcho(EchoEngine):
@@ -53,6 +56,11 @@ def rollout(folder: Path, name: str) -> RolloutWorker:
 def reward(folder: Path, name: str) -> RewardWorker:
     tell(folder, name)
     return RewardWorker(LETTERS, deadline_seconds=5.0, memory_gib=1.0, max_tokens=6)
+
+
+def slow_reward(folder: Path, name: str) -> RewardWorker:
+    tell(folder, name)
+    return RewardWorker(SLOW, deadline_seconds=0.5, memory_gib=1.0, max_tokens=6)
 
 
 class Journal(Replay):

@@ -34,11 +34,11 @@ def overrides(model: Path, folder: Path, *more: str) -> list[str]:
 class Launched:
     """launch.py with `arguments`, in a child of a fork server that has imported it already."""
 
-    def __init__(self, arguments: list[str], log: Path) -> None:
+    def __init__(self, arguments: list[str], log: Path, prepare: Callable[[], None] | None = None) -> None:
         self.log = log
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["tests.pipeline.preload"])
-        self.process = context.Process(target=_main, args=(arguments, log))
+        self.process = context.Process(target=_main, args=(arguments, log, prepare))
         self.process.start()
 
     @property
@@ -59,7 +59,7 @@ class Launched:
         return self.process.exitcode, self.log.read_text()
 
 
-def _main(arguments: list[str], log: Path) -> None:
+def _main(arguments: list[str], log: Path, prepare: Callable[[], None] | None) -> None:
     import launch
 
     os.setsid()
@@ -68,6 +68,8 @@ def _main(arguments: list[str], log: Path) -> None:
         os.dup2(stream.fileno(), 1)
         os.dup2(stream.fileno(), 2)
     sys.argv = ["launch.py", *arguments]
+    if prepare is not None:
+        prepare()
     launch.main()
 
 
@@ -77,6 +79,12 @@ def launch(arguments: list[str], *, expect: int = 0) -> str:
         code, output = Launched(arguments, Path(scratch) / "log").wait()
     assert code == expect, output
     return output
+
+
+def trained_ordinals(folder: Path, steps: int) -> list[int]:
+    """Of every step, the ordinals that it trained."""
+    tables = [pq.read_table(folder / "completions" / f"step-{n:06d}.parquet") for n in range(1, steps + 1)]
+    return sorted(ordinal for table in tables for ordinal in set(table.column("ordinal").to_pylist()))
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> None:

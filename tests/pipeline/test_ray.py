@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 import psutil
-import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -17,7 +16,8 @@ from actors.replay import Replay
 from actors.types import Adapter, AdapterEntry, AdapterLayout, Prompt, Sampling
 from conf.errors import UsageError
 from tests.pipeline import crew
-from tests.pipeline.runs import Launched, final, launch, overrides, rows, wait_for
+from tests.pipeline.runs import Launched, final, launch, overrides, rows, trained_ordinals, wait_for
+from tests.tiny import make_tiny_model
 
 SAMPLES = 4
 LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
@@ -61,12 +61,12 @@ def ours() -> set[int]:
 class Road:
     """A pipeline over a fresh folder, and what it is to sample."""
 
-    def __init__(self, cluster: Callable, folder: Path) -> None:
+    def __init__(self, cluster: Callable, folder: Path, reward: Callable = crew.reward) -> None:
         self.folder = folder
         self.notes: list[str] = []
         self.runtime = cluster(rollout=2, reward=2, replay=1, learner=1)
         self.pipeline = Pipeline(self.runtime, limits=Limits(60.0, 5.0, losses=3), note=self.notes.append)
-        self.pipeline.start("reward", 2, lambda name: partial(crew.reward, folder, name))
+        self.pipeline.start("reward", 2, lambda name: partial(reward, folder, name))
         self.pipeline.start("rollout", 2, lambda name: partial(crew.rollout, folder, name))
         self.pipeline.start("replay", 1, lambda name: partial(crew.replay, folder, name))
         self.accepted: list[int] = []
@@ -145,6 +145,21 @@ def test_a_hung_engine_is_ended_at_the_stall_deadline(road: Road):
     assert any("no answer for 5 s" in note or "no answer for 6 s" in note for note in road.notes)
 
 
+def test_a_slow_reward_that_hangs_at_times_costs_samples_and_no_worker(cluster: Callable, tmp_path: Path):
+    road = Road(cluster, tmp_path, crew.slow_reward)
+    prompts = [Prompt(o, "", tuple(range(2, 6)), "", None, "") for o in range(40)]
+    road.pipeline.dispatch(prompts, Sampling(1.0, 6), SAMPLES)
+    verdicts = []
+    while len(verdicts) < 40:
+        verdicts += road.pipeline.work(seconds=0.1)
+    accepted = {v.ordinal: v.unscorable for v in verdicts if v.accepted}
+    rows = road.pipeline.one("replay").submit(Replay.batch, sorted(accepted), 0, 0).result()
+    assert sum(accepted.values()) > 0 and len(accepted) > 30 and not road.notes
+    assert rows.num_rows == SAMPLES * len(accepted) and rows.column("reward").null_count == sum(accepted.values())
+    road.pipeline.close()
+    road.runtime.release()
+
+
 def test_an_engine_that_raises_is_replaced(road: Road):
     road.sample(range(80), (road.folder / "broken").touch)
     road.check(range(80))
@@ -221,9 +236,26 @@ def test_a_learner_or_the_driver_dies_and_the_run_goes_on_from_the_checkpoint(ti
     os.kill(running.pid, signal.SIGKILL)
     running.process.join()
     launch(arguments)
-    trained: list[int] = []
-    for step in range(1, 61):
-        table = pq.read_table(folder / "completions" / f"step-{step:06d}.parquet")
-        trained += sorted(set(table.column("ordinal").to_pylist()))
-    assert sorted(trained) == list(range(120))
+    assert trained_ordinals(folder, 60) == list(range(120))
     wait_for(lambda: not ours() - before, 150)  # Ray's agents look for their raylet once a minute
+
+
+def test_an_engine_over_two_devices_learns_over_ray_and_leaves_nothing(tmp_path: Path):
+    """One of its processes is killed on the way."""
+    before = set(Path("/dev/shm").iterdir())
+    model = make_tiny_model(tmp_path / "model", hidden=256)
+    more = ["runtime=ray", "engine.name=vllm", "engine.tensor_parallel_size=2", "run.steps=40", "evaluation.samples=0"]
+    folder = tmp_path / "run"
+    running = Launched(overrides(model, folder, *more), tmp_path / "log")
+    wait_for(lambda: (folder / "metrics.jsonl").is_file() and rows(folder), 120)
+    os.kill(devices()[0], signal.SIGKILL)
+    code, output = running.wait()
+    assert code == 0 and "lost rollout-0 (RuntimeError" in output, output
+    assert 0 < max(row["mismatch"] for row in rows(folder)) < 1e-3 and trained_ordinals(folder, 40) == list(range(80))
+    wait_for(lambda: not devices())
+    wait_for(lambda: not set(Path("/dev/shm").iterdir()) - before)
+
+
+def devices() -> list[int]:
+    """Processes of engines that are spread over several."""
+    return [p.pid for p in psutil.process_iter(["cmdline"]) if "VLLM::Worker" in str(p.info["cmdline"])]

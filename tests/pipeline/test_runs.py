@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from actors.replay import Replay
-from tests.pipeline.runs import Launched, assert_bit_equal, launch, lock_of, overrides, rows, wait_for
+from tests.pipeline.runs import Launched, assert_bit_equal, launch, lock_of, overrides, rows, trained_ordinals, wait_for
 
 STEPS = 4
 
@@ -98,10 +98,7 @@ def test_staleness_is_bounded_and_no_ordinal_is_lost_or_doubled(tiny_model: Path
     launch(overrides(tiny_model, folder, "runtime.max_staleness=1", "run.steps=8", "engine.max_num_seqs=6"))
     metrics = rows(folder)
     assert max(row["lag_max"] for row in metrics) == 1
-    trained = []
-    for step in range(1, 9):
-        trained += set(pq.read_table(folder / "completions" / f"step-{step:06d}.parquet").column("ordinal").to_pylist())
-    assert sorted(trained) == list(range(16))
+    assert trained_ordinals(folder, 8) == list(range(16))
 
 
 def test_a_hostile_reward_costs_samples_and_not_the_run(tiny_model: Path, tmp_path: Path):
@@ -144,6 +141,7 @@ def test_a_reward_that_scores_nothing_stops_the_run_with_the_reason(tiny_model: 
             ["reward.terms=[{fn: numeric}, {fn: exact}]", "reward.check_gold=true", "data.answer_column=question"],
             "does not score full marks",
         ),
+        (["sampling.max_tokens=600"], "data.max_prompt_tokens + sampling.max_tokens = 1112: "),
         (["engine.name=vllm", "model.quantization=nf4"], "vLLM holds no nf4 weights on a CPU"),
     ],
 )

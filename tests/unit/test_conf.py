@@ -54,6 +54,15 @@ def test_known_keys_and_free_ones_pass():
     assert spell_out(arguments)[2] == "++data.task.anything=4"
 
 
+def test_settings_that_cannot_work_together_are_named():
+    spread = ["runtime=ray", "engine.tensor_parallel_size=2"]
+    check_settings(settings_from(*spread, "runtime.rollout_gpus=2", "runtime.learner_gpus=0.5"))
+    with pytest.raises(UsageError, match="only 16-bit weights"):
+        check_settings(settings_from(*spread, "model.quantization=nf4"))
+    with pytest.raises(UsageError, match=r"runtime\.rollout_gpus=0\.5: choose null, 2"):
+        check_settings(settings_from(*spread, "runtime.rollout_gpus=0.5"))
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -63,6 +72,8 @@ def test_known_keys_and_free_ones_pass():
         ("reward.terms=[]", "reward.terms is empty"),
         ("reward.quorum=2", "reward.quorum=2.0"),
         ("run.resume=maybe", "choose auto, never or a step's number"),
+        ("engine.tensor_parallel_size=2", "an engine over several GPUs needs runtime=ray"),
+        ("runtime.learner_gpus=2", "runtime.learner_gpus=2: choose null, 1 or a share of one, as 0.5"),
     ],
 )
 def test_settings_that_cannot_work_are_named(override: str, message: str):

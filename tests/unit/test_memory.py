@@ -129,3 +129,11 @@ def test_without_a_gpu_every_null_is_filled():
         1024,
     )
     assert found.learner.gradient_checkpointing is False and found.learner.offload_activations is False
+
+
+def test_an_engine_over_devices_takes_its_part_of_weights_and_cache_from_each():
+    whole = plan(settings(*WORK), QWEN, budget=130 * GIB, shared=True, roles=frozenset({"rollout"}))
+    half = plan(settings(*WORK), QWEN.spread(2), budget=130 * GIB, shared=True, roles=frozenset({"rollout"}))
+    for name in ("base weights", "key-value cache"):
+        assert half.parts[name] == pytest.approx(whole.parts[name] / 2, rel=1e-6)
+    assert half.parts["adapter, gradient and optimizer"] == whole.parts["adapter, gradient and optimizer"]

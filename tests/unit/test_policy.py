@@ -1,5 +1,6 @@
 """The packed, prefix-shared policy against plain forward passes, and the learner's micro-batches."""
 
+import pickle
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from actors.lora import FlatLora
 from actors.models import ModelSource, load_base_model
+from actors.types import Adapter, AdapterEntry, AdapterLayout
 from conf.schema import AlgorithmSettings, LearnerSettings
 from learner.attention import NAME
 from learner.batch import MicroBatch, Rollouts, micro_batches
@@ -232,3 +234,13 @@ def test_micro_batches_are_even_and_lose_nothing():
     batches = list(micro_batches(rollouts, range(8), max_tokens=31, device="cpu"))
     assert [len(batch.input_ids_S) for batch in batches] == [4 + 27, 4 + 9 + 4 + 9, 4 + 27]
     assert [row for batch in batches for row in sorted(set(batch.row_T.tolist()))] == list(range(8))
+
+
+def test_an_adapter_is_pickled_without_a_copy_of_its_weights():
+    layout = AdapterLayout(8, 16.0, (AdapterEntry("m", "A", (8, 4000), 0), AdapterEntry("m", "B", (4000, 8), 32000)))
+    adapter = Adapter(3, layout, torch.randn(layout.size))
+    buffers: list[pickle.PickleBuffer] = []
+    data = pickle.dumps(adapter, protocol=5, buffer_callback=buffers.append)
+    assert len(data) < 1000 and [b.raw().nbytes for b in buffers] == [4 * layout.size]
+    back = pickle.loads(data, buffers=[bytes(b) for b in buffers])
+    assert (back.version, back.layout) == (3, layout) and torch.equal(back.flat, adapter.flat)

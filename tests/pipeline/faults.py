@@ -1,0 +1,50 @@
+"""A learner that dies, or hangs, where a file in the run folder with the name of a place says so."""
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import session
+import workers
+from learner import checkpoint
+from learner.worker import LearnerWorker
+
+PLACES = ("before the optimizer", "after the optimizer", "in a checkpoint", "hang")
+
+
+def install() -> None:
+    """Have the next run of this process make such learners."""
+    session.make_learner = make_learner
+
+
+def make_learner(settings: Any, checkpoints: Path, *more: Any) -> LearnerWorker:
+    worker = workers.make_learner(settings, checkpoints, *more)
+    folder, optimizer = checkpoints.parent, worker.learner.optimizer
+    step, sync = optimizer.step, checkpoint.sync
+
+    def steps(*args: Any, **kwargs: Any) -> Any:
+        end(folder, "before the optimizer")
+        end(folder, "hang")
+        result = step(*args, **kwargs)
+        end(folder, "after the optimizer")
+        return result
+
+    def syncs(path: Path) -> None:
+        sync(path)
+        if path.name == "optimizer.safetensors":
+            end(folder, "in a checkpoint")
+
+    optimizer.step = steps
+    checkpoint.sync = syncs
+    return worker
+
+
+def end(folder: Path, place: str) -> None:
+    file = folder / place
+    if file.exists():
+        file.unlink()
+        if place == "hang":
+            time.sleep(1e6)
+        os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,82 @@
+"""Runs on a cluster whose driver or learner is killed, again and again: every prompt is trained once."""
+
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.pipeline import faults
+from tests.pipeline.runs import Launched, overrides, rows, trained_ordinals, wait_for
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """A cluster that outlives its drivers."""
+    from ray.cluster_utils import Cluster
+
+    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": False})
+    yield found.address
+    found.shutdown()
+
+
+@pytest.fixture
+def run(address: str, tiny_model: Path, tmp_path: Path) -> Iterator[Callable]:
+    """Starts the run in `<tmp_path>/run`, or goes on with it; no worker of it is left."""
+
+    def start(*more: str, prepare: Callable[[], None] | None = None) -> Launched:
+        settings = (
+            "runtime=ray",
+            f"runtime.address={address}",
+            "evaluation.samples=0",
+            "evaluation.max_prompts=1",
+            *more,
+        )
+        return Launched(overrides(tiny_model, tmp_path / "run", *settings), tmp_path / "log", prepare)
+
+    yield start
+    wait_for(lambda: not workers())
+
+
+def workers() -> list[str]:
+    """Of Ray's processes, those at work for a run."""
+    kinds = ("ray::Rollout", "ray::Reward", "ray::Replay", "ray::Recorder", "ray::Learner")
+    return [p.info["name"] for p in psutil.process_iter(["name"]) if (p.info["name"] or "").startswith(kinds)]
+
+
+def steps_of(folder: Path) -> int:
+    return len(rows(folder)) if (folder / "metrics.jsonl").is_file() else 0
+
+
+def test_a_learner_ends_at_the_worst_places(run: Callable, tmp_path: Path):
+    folder, settings = tmp_path / "run", ("run.steps=20", "run.checkpoint_every=2", "runtime.learner_seconds=15")
+    for place in faults.PLACES:
+        running, done = run(*settings, prepare=faults.install), steps_of(folder)
+        wait_for(lambda done=done: steps_of(folder) > done)
+        (folder / place).touch()
+        code, output = running.wait()
+        assert code == 3 and "learner-0" in output and not (folder / place).exists(), output
+    code, output = run(*settings).wait()
+    assert code == 0, output
+    assert trained_ordinals(folder, 20) == list(range(40))
+    assert [row["step"] for row in rows(folder)] == list(range(1, 21))
+
+
+@pytest.mark.parametrize(
+    ("seed", "kills"), [(0, 2), *(pytest.param(seed, 5, marks=pytest.mark.soak) for seed in range(1, 5))]
+)
+def test_the_driver_dies_at_random_steps(seed: int, kills: int, run: Callable, tmp_path: Path):
+    folder, draw, met = tmp_path / "run", random.Random(seed), []
+    settings = ("run.steps=60", "run.checkpoint_every=3", "runtime.max_staleness=1")
+    for _ in range(kills):
+        running, done = run(*settings), steps_of(folder)
+        wanted = done + draw.randrange(4)
+        wait_for(lambda wanted=wanted: steps_of(folder) >= wanted)
+        running.process.join(draw.uniform(0.0, 0.3))
+        running.kill()
+        met.append(steps_of(folder))
+    assert 0 < met[-1] < 60, met  # the kills met a run that was getting on
+    code, output = run(*settings).wait()
+    assert code == 0, output
+    assert trained_ordinals(folder, 60) == list(range(120))
