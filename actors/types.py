@@ -147,7 +147,7 @@ class Adapter:
     flat: torch.Tensor
 
     def __reduce__(self) -> Any:
-        """Pickled as a NumPy array, whose bytes Ray and pickle 5 pass on without copies."""
+        """Sent as a NumPy array, whose bytes travel between workers without more copies."""
         return _adapter, (self.version, self.layout, self.flat.cpu().numpy())
 
 

@@ -1,7 +1,7 @@
 """What vLLM does not document, read and written: its version, its LoRA buffers, its weights, its scheduler's outputs.
 
-vllm_mends.py changes vLLM's own code; no other file touches its inside. Every function names what it leans on. Knows
-vLLM 0.25 to 0.33; knows nothing of training.
+vllm_mends.py changes vLLM's own code, vllm_ranks.py extends its workers; no other file touches its inside. Every function
+names what it leans on. Knows vLLM 0.25 to 0.33; knows nothing of training.
 """
 
 import os

@@ -1,7 +1,8 @@
 """Changes to vLLM's own code, each with its cause: the LoRA layers, the nf4 loader, the scheduler's bookkeeping.
 
-vllm_internals.py reads and writes vLLM's objects; no other file touches its inside. All are made before or right after an
-engine starts, and twice is as good as once. Knows vLLM 0.25 to 0.33; knows nothing of training.
+vllm_internals.py reads and writes vLLM's objects, vllm_ranks.py extends its workers; no other file touches its inside. All
+are made before or right after an engine starts, and twice is as good as once. Knows vLLM 0.25 to 0.33; knows nothing of
+training.
 """
 
 import contextlib
