@@ -105,6 +105,11 @@ def rows(folder: Path, name: str = "metrics") -> list[dict]:
     return [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
 
 
+def steps_of(folder: Path) -> int:
+    """Steps that the run in this folder has recorded."""
+    return len(rows(folder)) if (folder / "metrics.jsonl").is_file() else 0
+
+
 def final(folder: Path, step: int) -> tuple[dict, dict, dict]:
     """Adapter and optimizer tensors and the state of a checkpoint."""
     checkpoint = folder / "checkpoints" / f"step-{step:08d}"

@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from tests.pipeline import faults
-from tests.pipeline.runs import Launched, overrides, rows, trained_ordinals, wait_for
+from tests.pipeline.runs import Launched, overrides, rows, steps_of, trained_ordinals, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +43,6 @@ def workers() -> list[str]:
     """Of Ray's processes, those at work for a run."""
     kinds = ("ray::Rollout", "ray::Reward", "ray::Replay", "ray::Recorder", "ray::Learner")
     return [p.info["name"] for p in psutil.process_iter(["name"]) if (p.info["name"] or "").startswith(kinds)]
-
-
-def steps_of(folder: Path) -> int:
-    return len(rows(folder)) if (folder / "metrics.jsonl").is_file() else 0
 
 
 def test_a_learner_ends_at_the_worst_places(run: Callable, tmp_path: Path):

@@ -16,7 +16,7 @@ from actors.replay import Replay
 from actors.types import Adapter, AdapterEntry, AdapterLayout, Prompt, Sampling
 from conf.errors import UsageError
 from tests.pipeline import crew
-from tests.pipeline.runs import Launched, final, launch, overrides, rows, trained_ordinals, wait_for
+from tests.pipeline.runs import Launched, final, launch, overrides, rows, steps_of, trained_ordinals, wait_for
 from tests.tiny import make_tiny_model
 
 SAMPLES = 4
@@ -61,7 +61,7 @@ def ours() -> set[int]:
 class Road:
     """A pipeline over a fresh folder, and what it is to sample."""
 
-    def __init__(self, cluster: Callable, folder: Path, reward: Callable = crew.reward) -> None:
+    def __init__(self, cluster: Callable, folder: Path, reward: Callable) -> None:
         self.folder = folder
         self.notes: list[str] = []
         self.runtime = cluster(rollout=2, reward=2, replay=1, learner=1)
@@ -106,8 +106,9 @@ class Road:
 
 
 @pytest.fixture
-def road(cluster: Callable, tmp_path: Path) -> Iterator[Road]:
-    made = Road(cluster, tmp_path)
+def road(request: pytest.FixtureRequest, cluster: Callable, tmp_path: Path) -> Iterator[Road]:
+    """With another reward where a test names one."""
+    made = Road(cluster, tmp_path, getattr(request, "param", crew.reward))
     yield made
     made.pipeline.close()
     made.runtime.release()
@@ -145,8 +146,8 @@ def test_a_hung_engine_is_ended_at_the_stall_deadline(road: Road):
     assert any("no answer for 5 s" in note or "no answer for 6 s" in note for note in road.notes)
 
 
-def test_a_slow_reward_that_hangs_at_times_costs_samples_and_no_worker(cluster: Callable, tmp_path: Path):
-    road = Road(cluster, tmp_path, crew.slow_reward)
+@pytest.mark.parametrize("road", [crew.slow_reward], indirect=True)
+def test_a_slow_reward_that_hangs_at_times_costs_samples_and_no_worker(road: Road):
     prompts = [Prompt(o, "", tuple(range(2, 6)), "", None, "") for o in range(40)]
     road.pipeline.dispatch(prompts, Sampling(1.0, 6), SAMPLES)
     verdicts = []
@@ -156,8 +157,6 @@ def test_a_slow_reward_that_hangs_at_times_costs_samples_and_no_worker(cluster: 
     rows = road.pipeline.one("replay").submit(Replay.batch, sorted(accepted), 0, 0).result()
     assert sum(accepted.values()) > 0 and len(accepted) > 30 and not road.notes
     assert rows.num_rows == SAMPLES * len(accepted) and rows.column("reward").null_count == sum(accepted.values())
-    road.pipeline.close()
-    road.runtime.release()
 
 
 def test_an_engine_that_raises_is_replaced(road: Road):
@@ -220,7 +219,7 @@ def test_a_learner_or_the_driver_dies_and_the_run_goes_on_from_the_checkpoint(ti
 
     def started(steps: int) -> Launched:
         running = Launched(arguments, tmp_path / f"log-{steps}")
-        wait_for(lambda: (folder / "metrics.jsonl").is_file() and len(rows(folder)) >= steps, 120)
+        wait_for(lambda: steps_of(folder) >= steps, 120)
         return running
 
     running = started(3)
@@ -247,7 +246,7 @@ def test_an_engine_over_two_devices_learns_over_ray_and_leaves_nothing(tmp_path:
     more = ["runtime=ray", "engine.name=vllm", "engine.tensor_parallel_size=2", "run.steps=40", "evaluation.samples=0"]
     folder = tmp_path / "run"
     running = Launched(overrides(model, folder, *more), tmp_path / "log")
-    wait_for(lambda: (folder / "metrics.jsonl").is_file() and rows(folder), 120)
+    wait_for(lambda: steps_of(folder), 120)
     os.kill(devices()[0], signal.SIGKILL)
     code, output = running.wait()
     assert code == 0 and "lost rollout-0 (RuntimeError" in output, output

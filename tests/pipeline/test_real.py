@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.pipeline.runs import ROOT, assert_bit_equal, rows, wait_for
+from tests.pipeline.runs import ROOT, assert_bit_equal, rows, steps_of, wait_for
 
 STEPS = 3
 
@@ -66,7 +66,7 @@ def test_grpo_runs_through_vllm(whole: Path):
 def test_killed_in_the_second_step_it_ends_bit_equal(whole: Path, tmp_path: Path):
     folder = tmp_path / "killed"
     process = start(folder)
-    wait_for(lambda: (folder / "metrics.jsonl").is_file() and rows(folder), 240)
+    wait_for(lambda: steps_of(folder), 240)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert len(rows(folder)) < STEPS

@@ -10,7 +10,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from actors.replay import Replay
-from tests.pipeline.runs import Launched, assert_bit_equal, launch, lock_of, overrides, rows, trained_ordinals, wait_for
+from tests.pipeline.runs import (
+    Launched,
+    assert_bit_equal,
+    launch,
+    lock_of,
+    overrides,
+    rows,
+    steps_of,
+    trained_ordinals,
+    wait_for,
+)
 
 STEPS = 4
 
@@ -58,7 +68,7 @@ def test_ctrl_c_saves_and_the_run_goes_on_bit_equal(whole: tuple[Path, str], tin
     folder = tmp_path / "run"
     arguments = overrides(tiny_model, folder, "run.checkpoint_every=100")
     running = Launched(arguments, tmp_path / "log")
-    wait_for(lambda: (folder / "metrics.jsonl").is_file() and rows(folder))
+    wait_for(lambda: steps_of(folder))
     os.kill(running.pid, signal.SIGINT)
     code, output = running.wait()
     assert code == 130, output
@@ -83,7 +93,7 @@ def test_killed_at_twenty_random_moments_the_run_ends_bit_equal(tiny_model: Path
         # The moments are spread over start-up, rollout, learning, and journal and checkpoint writes.
         running.process.join(draw.uniform(0.0, 3.0))
         running.kill()
-        checkpoints.append(len(rows(folder)) if (folder / "metrics.jsonl").is_file() else 0)
+        checkpoints.append(steps_of(folder))
     assert len(set(checkpoints)) > 4, checkpoints  # the kills met a run that was getting on
     launch(arguments)
     assert_bit_equal(folder, tmp_path / "whole", steps)
