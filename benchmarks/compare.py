@@ -1,7 +1,8 @@
 """Epiphany beside its peers, one after the other on one card: `python -m benchmarks.compare w|qlora [override ...]`.
 
 Prints what benchmarks.step and benchmarks.peer_step print, each from a process of its own, and one JSON line a peer: how
-many times our seconds a step it needs, with the card to ourselves and within the peer's memory with the peer's cache.
+many times our seconds a step it needs, with the card to ourselves and within the peer's memory with the peer's cache (null
+where the memory plan refuses that).
 Peers that are not installed are left out.
 """
 
@@ -51,14 +52,13 @@ def main() -> None:
         within = result(
             "step", arguments.case, *steps, f"hardware.vram_gib={memory:.2f}", f"engine.kv_cache_gib={cache:.2f}"
         )
-        if within is None:
-            continue
         report(
             benchmark="compare", case=arguments.case, peer=peer, peer_seconds=theirs["seconds_median"], peer_gib=memory,
             kv_cache_gib=cache, seconds=ours["seconds_median"], gib=ours["process_gib_highest"],
             ratio=theirs["seconds_median"] / ours["seconds_median"],
-            seconds_in_peers_memory=within["seconds_median"], gib_in_peers_memory=within["process_gib_highest"],
-            ratio_in_peers_memory=theirs["seconds_median"] / within["seconds_median"],
+            seconds_in_peers_memory=within and within["seconds_median"],
+            gib_in_peers_memory=within and within["process_gib_highest"],
+            ratio_in_peers_memory=within and theirs["seconds_median"] / within["seconds_median"],
             first_step_ratio=theirs["first_step_s"] / ours["first_step_s"],
         )  # fmt: skip
 

@@ -81,6 +81,8 @@ def main() -> None:
     decode_seconds, decode_busy = kernels(lambda: sample(decode), f"{len(prompts)} sequences of {decode} tokens")
     learn_seconds, learn_busy = kernels(lambda: learner.step(table), "a learner step")
 
+    if torch.cuda.is_available():
+        torch.cuda.set_per_process_memory_fraction(1.0)  # the run's limit is not the card's
     matrix, memory = matrix_rate(learner.policy.dtype), memory_rate()
     moved, flop = rollout_work(settings, shape, PROMPT_TOKENS)
     learned = learner_flop(settings, shape, stats)

@@ -49,7 +49,7 @@ def main() -> None:
             held = {}
             for share in ("always", "never"):
                 command = [sys.executable, "-m", "benchmarks.sharing", "--hold", shape, quantization, share]
-                done = subprocess.run(command, check=True, capture_output=True, text=True)
+                done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
                 held[share] = json.loads(done.stdout.splitlines()[-1])["gib"]
             report(
                 benchmark="sharing", shape=shape, quantization=quantization, shared_gib=held["always"],
