@@ -39,7 +39,7 @@ def train(session: Session, stop: Stop) -> None:
     while session.version < s.run.steps and not stop.requested:
         # Hand out prompts: a batch for the version that is being trained, and one for each that may lag behind.
         free = batch_size * (1 + max_staleness) - len(ledger.open)
-        session.dispatch(ledger.next(free, version=session.version))
+        session.dispatch(ledger.next(session.room(free), version=session.version))
 
         # Learn once a batch is there, unless it would leave a group too old that is still being sampled. With
         # max_staleness 0 that is any group at all: the engines are drained before each update.

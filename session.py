@@ -27,6 +27,8 @@ from actors.build import (
     build_prompts,
     build_rows,
     choose_engine,
+    lora_arguments,
+    samples_repeat,
 )
 from actors.engine import Engine
 from actors.ledger import Ledger
@@ -82,10 +84,12 @@ class Session:
         self._identity = self._describe()
 
         blueprint: Blueprint | None = None
+        self._repeats = False
         self.folder.claim(self._identity, dataclasses.asdict(s), resume=s.run.resume)
         if s.runtime.name == "local":
             machine = build_machine(s)
             blueprint = draw(s, machine, self._source)
+            self._repeats = samples_repeat(s, machine) and s.runtime.max_staleness == 0
             self.settings = s = blueprint.settings
             name, reason = choose_engine(s, machine)
             self._note(f"engine {name} ({reason}) on {machine.device} in {machine.dtype}; model {self._source.origin}")
@@ -125,12 +129,16 @@ class Session:
         self._progress = Progress(console, s.run.steps).__enter__()
         self._sampling = Sampling(s.sampling.temperature, s.sampling.max_tokens)
         self._batch: list[int] = []
-        self._unscorable = 0
-        self._hopeless = 0
+        self._unscorable = self._resampled = self._hopeless = 0
         self._started = time.monotonic()
         gc.freeze()  # millions of objects of models and libraries that no collection need look at again
 
     # The loop's verbs
+
+    def room(self, free: int) -> int:
+        """How many of `free` groups may start now. Where a run is to be repeated bit by bit, those that take another's place
+        wait until the rest of the batch is there: what shares an engine's batch moves the last bits of log-probabilities."""
+        return 0 if self._repeats and len(self.ledger.open) > len(self._held) else free
 
     def dispatch(self, ordinals: Sequence[int]) -> None:
         """Start the groups of these ordinals."""
@@ -148,6 +156,9 @@ class Session:
             self._unscorable += verdict.unscorable
             if verdict.accepted:
                 self._held.add(verdict.ordinal)
+            elif verdict.is_flat:
+                self.ledger.finish([verdict.ordinal], given_up=True)
+                self._resampled += 1
             else:
                 self._give_up(verdict.ordinal, verdict.error)
 
@@ -170,7 +181,8 @@ class Session:
         self._broadcast(self.version + 1)
         numbers = {
             "workers": self.pipeline.report(),
-            "seconds": time.monotonic() - self._started, "unscorable": self._unscorable, "given_up": self.ledger.given_up,
+            "seconds": time.monotonic() - self._started, "unscorable": self._unscorable,
+            "resampled": self._resampled, "given_up": self.ledger.given_up,
         }  # fmt: skip
         made = self.version + 1
         row = self.pipeline.patiently(
@@ -184,7 +196,7 @@ class Session:
         self.version = made
         self.ledger.finish(self._batch)
         self.pipeline.one("replay").submit(Replay.drop, self._batch)
-        self._unscorable = self._hopeless = 0
+        self._unscorable = self._resampled = self._hopeless = 0
         self._started = time.monotonic()
 
     def _rows_of_step(self) -> Promise[pa.Table]:
@@ -311,7 +323,7 @@ class Session:
         return {
             "model.path": s.model.path, "model.quantization": s.model.quantization,
             "model.keep_16bit": list(s.model.keep_16bit), "model.lora.rank": s.model.lora.rank,
-            "model.lora.alpha": s.model.lora.alpha, "model.lora.target_modules": sorted(s.model.lora.target_modules),
+            "model.lora.alpha": lora_arguments(s)["alpha"], "model.lora.target_modules": sorted(s.model.lora.target_modules),
             "algorithm.name": s.algorithm.name, "algorithm.group_size": s.algorithm.group_size,
             "data.source": s.data.source, "the training prompts (hash)": self.prompts.fingerprint(), "run.seed": s.run.seed,
         }  # fmt: skip
@@ -332,6 +344,15 @@ class Session:
             held = []
         self._held = set(held)
         self.ledger.open |= dict.fromkeys(held, self.version)
+        if s.runtime.max_staleness == 0 and held:
+            # A whole batch: what was handed out among it and is not in it had been given up.
+            gone = [
+                o
+                for o in range(self.ledger.frontier, max(held))
+                if o not in self._held and not self.ledger.is_finished(o)
+            ]
+            self.ledger.open |= dict.fromkeys(gone, self.version)
+            self.ledger.finish(gone, given_up=True)
         if held or torn:
             self._note(f"{len(held)} scored groups recovered from the journal; {torn} torn bytes cut")
 

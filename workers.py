@@ -93,7 +93,9 @@ def make_replay(settings: Settings, journal: Path, ledger: Ledger, version: int)
         return fresh and not ledger.is_finished(batch.column("ordinal")[0].as_py())
 
     capacity = 2 * settings.algorithm.prompts_per_step * (1 + max_staleness)
-    replay = Replay(journal, capacity=capacity, quorum=settings.reward.quorum)
+    a = settings.algorithm
+    max_flat = round(a.max_resampled * a.prompts_per_step) if a.flat_groups == "resample" else 0
+    replay = Replay(journal, capacity=capacity, quorum=settings.reward.quorum, max_flat=max_flat)
     replay.recover(usable)
     return replay
 

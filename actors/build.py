@@ -4,7 +4,6 @@ The only place outside launch.py that reads whole sections of the settings; the 
 arguments.
 """
 
-import dataclasses
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -85,8 +84,17 @@ def build_prompts(
 
 
 def lora_arguments(settings: Settings) -> dict:
-    """Keyword arguments of actors.lora.FlatLora, but for the seed."""
-    return dataclasses.asdict(settings.model.lora)
+    """Keyword arguments of actors.lora.FlatLora, but for the seed. rsLoRA is an alpha that is larger by the root of the rank, so
+    that every engine and PEFT serve it as it is."""
+    lora = settings.model.lora
+    alpha = lora.alpha * lora.rank**0.5 if lora.rslora else lora.alpha
+    return {"rank": lora.rank, "alpha": alpha, "target_modules": lora.target_modules}
+
+
+def samples_repeat(settings: Settings, machine: Machine) -> bool:
+    """Whether a prompt's samples are to be the same in every run with the same seed."""
+    asked = settings.engine.per_request_seeds
+    return machine.device == "cpu" if asked is None else asked
 
 
 def choose_engine(settings: Settings, machine: Machine) -> tuple[str, str]:
@@ -138,7 +146,7 @@ def build_engine(
         device=machine.device, threads=machine.threads, max_model_len=max_model_len, max_num_seqs=engine.max_num_seqs,
         kv_cache_bytes=int(engine.kv_cache_gib * 2**30),
         enforce_eager=on_cpu if engine.enforce_eager is None else engine.enforce_eager,
-        per_request_seeds=on_cpu if engine.per_request_seeds is None else engine.per_request_seeds,
+        per_request_seeds=samples_repeat(settings, machine),
         seed=settings.run.seed, trust_remote_code=model.trust_remote_code,
         max_num_batched_tokens=engine.max_num_batched_tokens, kv_cache_dtype=engine.kv_cache_dtype,
         keep_16bit=tuple(model.keep_16bit), share_weights=engine.share_weights != "never",

@@ -36,25 +36,31 @@ class _Segment:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a scored group: `accepted` into the replay or not, and how many of its samples are unscorable, with
-    one of their reasons."""
+    """What became of a scored group: `accepted` into the replay or not, whether because it `is_flat`, and how many of its
+    samples are unscorable, with one of their reasons."""
 
     ordinal: int
     accepted: bool
     unscorable: int
     error: str | None = None
+    is_flat: bool = False
 
 
 class Replay:
-    """At most `capacity` groups, each with at least two scorable samples and `quorum` of them.
+    """At most `capacity` groups, each with at least two scorable samples and `quorum` of them. Up to `max_flat` groups between
+    two drops (that is, a step) are refused because all their rewards are equal.
 
     `folder` holds the journal. A new segment begins when the current one exceeds `segment_bytes`.
     """
 
-    def __init__(self, folder: Path, *, capacity: int, quorum: float = 0.5, segment_bytes: int = 64 << 20) -> None:
+    def __init__(
+        self, folder: Path, *, capacity: int, quorum: float = 0.5, max_flat: int = 0, segment_bytes: int = 64 << 20
+    ) -> None:
         self._folder = folder
         self._capacity = capacity
         self._quorum = quorum
+        self._max_flat = max_flat
+        self._flat = 0
         self._segment_bytes = segment_bytes
         self._held: dict[int, pa.RecordBatch] = {}
         self._segments: list[_Segment] = []
@@ -96,7 +102,12 @@ class Replay:
         scorable = sum(score.reward is not None for score in group.scores)
         error = next((score.error for score in group.scores if score.error), None)
         accepted = scorable >= max(2, math.ceil(self._quorum * len(group.scores)))
-        if accepted and group.prompt.ordinal not in self._held:
+        is_new = accepted and group.prompt.ordinal not in self._held
+        is_flat = is_new and len({score.reward for score in group.scores if score.reward is not None}) == 1
+        if is_flat and self._flat < self._max_flat:
+            self._flat += 1
+            return Verdict(group.prompt.ordinal, False, len(group.scores) - scorable, is_flat=True)
+        if is_new:
             self.put([to_batch(group)])
         return Verdict(group.prompt.ordinal, accepted, len(group.scores) - scorable, error)
 
@@ -138,6 +149,7 @@ class Replay:
 
     def drop(self, ordinals: Sequence[int]) -> None:
         """These were trained: let go of them (the journal does at the next `release`)."""
+        self._flat = 0
         for ordinal in ordinals:
             del self._held[ordinal]
 

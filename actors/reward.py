@@ -36,7 +36,7 @@ class RewardWorker:
     def __init__(
         self, terms: Sequence[Mapping[str, Any]], *, deadline_seconds: float, memory_gib: float, max_tokens: int
     ) -> None:
-        self._terms = [_absolute(dict(term)) for term in terms]
+        self._terms = [absolute(dict(term)) for term in terms]
         self._deadline = deadline_seconds
         self._memory_bytes = int(memory_gib * 2**30)
         self._max_tokens = max_tokens
@@ -147,9 +147,9 @@ class _Child:
         return f"killed by {signal.Signals(-code).name}" if code < 0 else f"it exited with code {code}"
 
 
-def _absolute(term: dict[str, Any]) -> dict[str, Any]:
-    """The term with a .py file's path made absolute, so that the child finds it from anywhere."""
+def absolute(term: dict[str, Any]) -> dict[str, Any]:
+    """The term with a .py file's path made absolute, so that the child finds it from anywhere; `fn` is its name in the rows."""
     module, colon, function = term["fn"].rpartition(":")
     if colon and module.endswith(".py"):
-        term["fn"] = f"{Path(module).expanduser().resolve()}:{function}"
+        return {**term, "fn": f"{Path(module).expanduser().resolve()}:{function}"}
     return term

@@ -61,7 +61,8 @@ def main() -> None:
         r=settings.model.lora.rank, lora_alpha=int(settings.model.lora.alpha), task_type="CAUSAL_LM",
         target_modules=list(settings.model.lora.target_modules),
     )  # fmt: skip
-    trainer = GRPOTrainer(
+    make: Any = GRPOTrainer
+    trainer = make(
         model=source.path, reward_funcs=reward, args=config, train_dataset=dataset, processing_class=tokenizer,
         peft_config=lora, callbacks=[log],
     )  # fmt: skip

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from actors.build import lora_arguments
 from actors.lora import FlatLora
 from actors.models import load_base_model
 from actors.types import Request, Sampling
@@ -64,7 +65,7 @@ def main() -> None:
             trust_remote_code=False,
         )
         base.config.use_cache = True
-        model = FlatLora(base, **vars(settings.model.lora), seed=0).model.eval()
+        model = FlatLora(base, **lora_arguments(settings), seed=0).model.eval()
         plain = {n: generate_rate(model, prompts, n, arguments.generate_tokens) for n in (64, 256)}
     for n, rate in rates.items():
         ratio = {"ratio": rate / plain[n]} if n in plain else {}

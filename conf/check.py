@@ -12,12 +12,21 @@ from conf.errors import UsageError
 from conf.schema import GROUPS, Settings
 
 NAMES = {
-    "algorithm.name": ("grpo",),
+    "algorithm.name": ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo", "reinforce_pp", "ppo", "online_dpo"),
+    "algorithm.reward_scale": (None, "group", "batch", "none"),
+    "algorithm.flat_groups": ("keep", "drop", "resample"),
+    "algorithm.token_weights": (None, "sequence", "token", "constant", "whole"),
+    "algorithm.kl_estimator": ("k1", "k2", "k3"),
+    "algorithm.kl_in": ("loss", "reward"),
+    "algorithm.importance_level": ("token", "sequence"),
+    "algorithm.importance_mode": ("truncate", "mask"),
+    "algorithm.preference_loss": ("sigmoid", "ipo", "hinge"),
     "engine.name": ("auto", "vllm", "transformers"),
     "engine.share_weights": ("auto", "always", "never"),
     "engine.kv_cache_dtype": ("auto", "fp8"),
     "hardware.device": ("auto", "cpu", "cuda"),
     "learner.optimizer": ("adamw", "adamw8bit"),
+    "learner.schedule": ("constant", "linear", "cosine"),
     "model.dtype": ("auto", "float32", "bfloat16", "float16"),
     "model.quantization": ("none", "nf4"),
     "runtime.name": ("local", "ray"),
@@ -31,9 +40,16 @@ LEAST: dict[str, float] = {
     "evaluation.samples": 0, "learner.micro_batch_tokens": 1, "learner.logit_chunk_tokens": 1, "learner.warmup_steps": 0,
     "learner.weight_decay": 0, "model.lora.rank": 1, "runtime.reward_workers": 1, "runtime.rollout_workers": 1, "runtime.learner_ranks": 1, "run.steps": 1, "run.checkpoint_every": 1,
     "run.keep_checkpoints": 1, "runtime.max_staleness": 0, "algorithm.kl_coefficient": 0,
+    "algorithm.epochs": 1, "algorithm.minibatches": 1, "algorithm.max_resampled": 0, "algorithm.overlong_buffer": 0,
+    "algorithm.clip_low": 0, "algorithm.clip_high": 0, "algorithm.entropy_coefficient": 0, "algorithm.critic_warmup_steps": 0,
+    "algorithm.gamma": 0, "algorithm.gae_lambda": 0, "learner.final_rate": 0,
 }  # fmt: skip
 POSITIVE = ("runtime.start_seconds", "runtime.stall_seconds", "runtime.learner_seconds", "learner.learning_rate", "sampling.temperature", "reward.deadline_seconds", "reward.memory_gib",
-            "learner.max_grad_norm", "model.lora.alpha")  # fmt: skip
+            "learner.max_grad_norm", "model.lora.alpha", "algorithm.beta", "algorithm.value_learning_rate")  # fmt: skip
+# Null, or over 0.
+POSITIVE_OR_NULL = ("algorithm.importance_cap", "algorithm.kl_target", "algorithm.clip_most", "algorithm.value_clip")
+# Each with the most that makes sense.
+MOST = {"algorithm.gamma": 1, "algorithm.gae_lambda": 1, "algorithm.overlong_buffer": 1, "learner.final_rate": 1}
 
 
 def check_settings(settings: Settings) -> None:
@@ -41,13 +57,18 @@ def check_settings(settings: Settings) -> None:
     wrong = []
     for key, names in NAMES.items():
         if (value := _get(settings, key)) not in names:
-            wrong.append(f"{key}={value}: choose {', '.join(names)}")
+            wrong.append(f"{key}={value}: choose {', '.join('null' if name is None else name for name in names)}")
     for key, least in LEAST.items():
         if (value := _get(settings, key)) is not None and value < least:
             wrong.append(f"{key}={value}: must be at least {least:g}")
-    wrong += [f"{key}={_get(settings, key)}: must be over 0" for key in POSITIVE if not _get(settings, key) > 0]
+    for key, most in MOST.items():
+        if (value := _get(settings, key)) > most:
+            wrong.append(f"{key}={value}: must be at most {most:g}")
+    positive = [*POSITIVE, *(key for key in POSITIVE_OR_NULL if _get(settings, key) is not None)]
+    wrong += [f"{key}={_get(settings, key)}: must be over 0" for key in positive if not _get(settings, key) > 0]
     if settings.algorithm.group_size < 2:
-        wrong.append("a group of 1 has no advantage: GRPO compares the completions of one prompt with each other")
+        wrong.append("a group of 1 has no advantage: the completions of one prompt are compared with each other")
+    wrong += _wrong_algorithm(settings)
     if not settings.reward.terms:
         wrong.append("reward.terms is empty: name at least one, for instance reward=numeric")
     if not 0 < settings.reward.quorum <= 1:
@@ -67,6 +88,36 @@ def check_settings(settings: Settings) -> None:
         )
     if wrong:
         raise UsageError("\n".join(wrong))
+
+
+def _wrong_algorithm(settings: Settings) -> list[str]:
+    """Settings of the algorithm that would do nothing, or that no algorithm here has."""
+    a, wrong = settings.algorithm, []
+    in_groups = a.name in ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo")
+    if a.minibatches > a.prompts_per_step:
+        wrong.append(f"algorithm.minibatches={a.minibatches}: a batch has {a.prompts_per_step} prompts to share out")
+    if not in_groups:
+        for key in ("reward_scale", "normalise_terms"):
+            if getattr(a, key):
+                wrong.append(f"algorithm.{key}: {a.name} does not normalise rewards in groups")
+    if a.normalise_terms and (a.reward_scale or a.overlong_buffer or (a.kl_coefficient and a.kl_in == "reward")):
+        wrong.append(
+            "algorithm.normalise_terms=true normalises the reward's terms alone: without reward_scale, overlong_buffer and "
+            "kl_in=reward (reward.terms has length, kl_in=loss does the same)"
+        )
+    if a.kl_target is not None and not a.kl_coefficient:
+        wrong.append("algorithm.kl_target: kl_coefficient must be over 0 to have something to adapt")
+    if a.kl_coefficient and a.kl_in == "loss" and a.kl_estimator == "k1":
+        wrong.append("algorithm.kl_estimator=k1 has no gradient as a loss: choose kl_in=reward, or k2 or k3")
+    if a.name == "online_dpo":
+        for key in ("kl_coefficient", "overlong_buffer", "token_weights"):
+            if getattr(a, key):
+                wrong.append(f"algorithm.{key}: online_dpo has pairs (algorithm.beta holds it to the reference)")
+    if settings.model.lora.dora:
+        wrong.append(
+            "model.lora.dora=true: neither vLLM nor the engine here serves DoRA; model.lora.rslora=true is served"
+        )
+    return wrong
 
 
 def _wrong_gpus(settings: Settings) -> list[str]:

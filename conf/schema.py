@@ -17,6 +17,10 @@ class LoraSettings:
 
     rank: int = 16
     alpha: float = 32.0
+    # Scale by alpha / sqrt(rank) (rsLoRA, arXiv:2312.03732) in place of alpha / rank.
+    rslora: bool = False
+    # DoRA is refused: no engine here serves it.
+    dora: bool = False
     target_modules: list[str] = field(
         default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     )
@@ -92,17 +96,60 @@ class RewardSettings:
 
 @dataclass
 class AlgorithmSettings:
-    """The objective (learner/objectives.py) and its constants."""
+    """The objective (learner/objectives.py) and its constants. docs/algorithms.md says when to choose which."""
 
     name: str = "grpo"
     prompts_per_step: int = 16
     group_size: int = 8
+    # Passes over a batch, and optimizer steps of each, which share its prompts.
+    epochs: int = 1
+    minibatches: int = 1
+
+    # What advantages are divided by: the deviation of the group's rewards or the batch's, or none. Null: the algorithm's own.
+    reward_scale: str | None = None
+    # Normalise each term of the reward by itself (GDPO).
+    normalise_terms: bool = False
+    # Groups in which all rewards are equal: keep, drop (they count in no mean), or resample: others take their place, as long
+    # as these are not more than max_resampled times the batch.
+    flat_groups: str = "keep"
+    max_resampled: float = 3.0
+    # Completions that were cut off do not count.
+    mask_truncated: bool = False
+    # Up to 1 is taken off the reward over the last part of sampling.max_tokens, of this size (0.2: a fifth); 0: nothing.
+    overlong_buffer: float = 0.0
+
+    # The ratio policy / old lies between 1 - clip_low and 1 + clip_high where it helps, and is at most clip_most where it hurts.
     clip_low: float = 0.2
     clip_high: float = 0.2
-    # Weight of KL(policy || base model), estimator k3; 0 skips the reference pass.
+    clip_most: float | None = None
+    # sequence (each completion counts the same), token (each token), constant (each token as 1 / sampling.max_tokens of a
+    # completion) or whole (each token as a completion). Null: the algorithm's own.
+    token_weights: str | None = None
+    # Weight of KL(policy || base model) by the estimator k1, k2 or k3, in the loss or taken off the reward; 0 skips the
+    # reference pass. With a target the weight rises and falls by up to 2 % a step.
     kl_coefficient: float = 0.0
-    # Cap of the importance weight that corrects engine/learner mismatch; null turns the correction off.
+    kl_estimator: str = "k3"
+    kl_in: str = "loss"
+    kl_target: float | None = None
+    # Weight of the policy's entropy, which is raised.
+    entropy_coefficient: float = 0.0
+    # Importance weights that correct engine/learner mismatch, of a token or a sequence: over the cap they are truncated, or
+    # masked (0). Null turns the correction off.
     importance_cap: float | None = 2.0
+    importance_level: str = "token"
+    importance_mode: str = "truncate"
+
+    # PPO: discount, GAE's lambda, how far a value may move in a step (null: anywhere), the learning rate of the value head, and
+    # steps for it alone at the start.
+    gamma: float = 1.0
+    gae_lambda: float = 1.0
+    value_clip: float | None = 0.2
+    value_learning_rate: float = 5e-3
+    critic_warmup_steps: int = 0
+
+    # Online DPO: strength of the reference, and sigmoid (DPO), ipo or hinge.
+    beta: float = 0.1
+    preference_loss: str = "sigmoid"
 
 
 @dataclass
@@ -110,7 +157,10 @@ class LearnerSettings:
     """One optimizer step."""
 
     learning_rate: float = 1e-4
+    # A rise over warmup_steps, then constant, linear or cosine, down to learning_rate * final_rate at run.steps.
+    schedule: str = "constant"
     warmup_steps: int = 0
+    final_rate: float = 0.0
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     adam_beta1: float = 0.9

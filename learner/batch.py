@@ -13,6 +13,7 @@ import pyarrow as pa
 import torch
 
 from learner.attention import Packing, Segment
+from learner.terms import Scored
 
 
 @dataclass(frozen=True)
@@ -22,9 +23,7 @@ class Rollouts:
     token_ids: list[np.ndarray]
     prompt_lengths: np.ndarray
     behavior_logprobs: list[np.ndarray]
-    rewards_N: torch.Tensor
-    groups_N: torch.Tensor
-    lengths_N: torch.Tensor
+    scored: Scored
 
     @classmethod
     def from_table(cls, table: pa.Table) -> "Rollouts":
@@ -34,15 +33,32 @@ class Rollouts:
         token_ids = [np.asarray(x.values) for x in table.column("token_ids")]
         logprobs = [np.asarray(x.values) for x in table.column("behavior_logprobs")]
         lengths = np.array([len(x) for x in logprobs])
-        return cls(
-            token_ids, table.column("prompt_length").to_numpy(), logprobs,
-            torch.from_numpy(rewards), torch.from_numpy(groups), torch.from_numpy(lengths),
-        )  # fmt: skip
+        truncated = [reason == "length" for reason in table.column("finish_reason").to_pylist()]
+        named = [dict(terms) for terms in table.column("reward_terms").to_pylist()]
+        terms = {
+            name: torch.tensor([terms.get(name, float("nan")) for terms in named], dtype=torch.float64)
+            for name in sorted({name for terms in named for name in terms})
+        }
+        scored = Scored(
+            torch.from_numpy(rewards),
+            torch.from_numpy(groups),
+            torch.from_numpy(lengths),
+            torch.tensor(truncated),
+            terms,
+        )
+        return cls(token_ids, table.column("prompt_length").to_numpy(), logprobs, scored)
+
+    @property
+    def starts_N(self) -> np.ndarray:
+        """Where each completion's tokens begin when all completions follow each other."""
+        lengths = self.scored.lengths_N.numpy()
+        return lengths.cumsum() - lengths
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """One packed stream. `hidden_index_T` says which stream position predicts completion token t, `row_T` whose it is."""
+    """One packed stream. `hidden_index_T` says which stream position predicts completion token t, `row_T` whose it is, and
+    `token_T` where it is among all completion tokens of the batch."""
 
     input_ids_S: torch.Tensor
     positions_S: torch.Tensor
@@ -50,47 +66,52 @@ class MicroBatch:
     hidden_index_T: torch.Tensor
     targets_T: torch.Tensor
     row_T: torch.Tensor
+    token_T: torch.Tensor
     behavior_logprobs_T: torch.Tensor
 
 
 def micro_batches(
-    rollouts: Rollouts, rows: Sequence[int], *, max_tokens: int, device: torch.device | str
+    rollouts: Rollouts, units: Sequence[Sequence[int]], *, max_tokens: int, device: torch.device | str
 ) -> Iterator[MicroBatch]:
-    """Pack the completions `rows` into as few streams of at most `max_tokens` tokens as they need, of about the same
-    size: a small rest would take as many launches as a full one. A longer single completion gets its own."""
-    tokens = sum(cost for _, cost in costs(rollouts, rows))
-    count = -(-tokens // max_tokens)
+    """Pack the completions of `units`, each unit whole, into as few streams of at most `max_tokens` tokens as they need, of
+    about the same size: a small rest would take as many launches as a full one. A longer single unit gets its own."""
+    all_costs = costs(rollouts, units)
+    count = -(-sum(all_costs) // max_tokens)
     current: list[int] = []
     filled, streams = 0, 0
-    for row, cost in costs(rollouts, rows):
+    for unit, cost in zip(units, all_costs, strict=True):
         is_full = filled + cost > max_tokens
-        if current and (is_full or (filled >= tokens / count and streams < count - 1)):
+        if current and (is_full or (filled >= sum(all_costs) / count and streams < count - 1)):
             yield _pack(rollouts, current, device)
             current, filled, streams = [], 0, streams + 1
-            cost = int(rollouts.lengths_N[row]) - 1 + int(rollouts.prompt_lengths[row])
-        current.append(row)
+            (cost,) = costs(rollouts, [unit])
+        current += unit
         filled += cost
     if current:
         yield _pack(rollouts, current, device)
 
 
-def costs(rollouts: Rollouts, rows: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Each row with the tokens that it adds to a stream that holds the rows before it: its prompt comes once a group."""
-    group = -1
-    for row in rows:
-        prompt = int(rollouts.prompt_lengths[row]) if int(rollouts.groups_N[row]) != group else 0
-        yield row, int(rollouts.lengths_N[row]) - 1 + prompt
-        group = int(rollouts.groups_N[row])
+def costs(rollouts: Rollouts, units: Sequence[Sequence[int]]) -> list[int]:
+    """The tokens that each unit adds to a stream that holds the units before it: its prompt comes once a group."""
+    lengths, groups = rollouts.scored.lengths_N.tolist(), rollouts.scored.groups_N.tolist()
+    found, group = [], -1
+    for unit in units:
+        found.append(0)
+        for row in unit:
+            found[-1] += lengths[row] - 1 + (int(rollouts.prompt_lengths[row]) if groups[row] != group else 0)
+            group = groups[row]
+    return found
 
 
 def _pack(rollouts: Rollouts, rows: list[int], device: torch.device | str) -> MicroBatch:
-    ids, positions, segments, hidden_index, targets, owners = [], [], [], [], [], []
+    ids, positions, segments, hidden_index, targets, owners, places = [], [], [], [], [], [], []
+    groups, starts = rollouts.scored.groups_N.tolist(), rollouts.starts_N
     offset, group, prompt_start = 0, -1, 0
     for row in rows:
         prompt_length = int(rollouts.prompt_lengths[row])
         tokens = rollouts.token_ids[row]
-        if int(rollouts.groups_N[row]) != group:
-            group, prompt_start = int(rollouts.groups_N[row]), offset
+        if groups[row] != group:
+            group, prompt_start = groups[row], offset
             ids.append(tokens[:prompt_length])
             positions.append(np.arange(prompt_length))
             segments.append(Segment(offset, prompt_length))
@@ -105,6 +126,7 @@ def _pack(rollouts: Rollouts, rows: list[int], device: torch.device | str) -> Mi
         hidden_index.append(np.r_[prompt_start + prompt_length - 1, np.arange(offset, offset + fed)])
         targets.append(completion)
         owners.append(np.full(len(completion), row))
+        places.append(np.arange(starts[row], starts[row] + len(completion)))
         offset += fed
 
     def tensor(arrays: list[np.ndarray], dtype: torch.dtype = torch.long) -> torch.Tensor:
@@ -112,5 +134,6 @@ def _pack(rollouts: Rollouts, rows: list[int], device: torch.device | str) -> Mi
 
     return MicroBatch(
         tensor(ids), tensor(positions), Packing(segments, device), tensor(hidden_index), tensor(targets), tensor(owners),
+        tensor(places),
         tensor([rollouts.behavior_logprobs[row] for row in rows], torch.float32),
     )  # fmt: skip

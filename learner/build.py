@@ -9,6 +9,7 @@ from actors.build import Machine, lora_arguments
 from actors.engine import Engine
 from actors.lora import adapter_layout
 from actors.models import ModelSource, load_base_model, stored_quantization
+from actors.reward import absolute
 from actors.shared import SharesWeights, SharingImpossible, attach, build_skeleton, kept_in_16bit
 from actors.types import AdapterLayout
 from conf.errors import UsageError
@@ -92,7 +93,11 @@ def build_learner(blueprint: Blueprint, *, engine: Engine | None = None) -> tupl
         logit_chunk_tokens=learner.logit_chunk_tokens, gradient_checkpointing=bool(learner.gradient_checkpointing),
         offload_activations=bool(learner.offload_activations), fused_kernels=learner.fused_kernels,
     )  # fmt: skip
-    return Learner(policy, OBJECTIVES[settings.algorithm.name](settings.algorithm), learner), origin
+    weights = {absolute(vars(term))["fn"]: term.weight for term in settings.reward.terms}
+    objective = OBJECTIVES[settings.algorithm.name](
+        settings.algorithm, max_tokens=settings.sampling.max_tokens, term_weights=weights
+    )
+    return Learner(policy, objective, learner, steps=settings.run.steps), origin
 
 
 def _base_model(blueprint: Blueprint, engine: Engine | None) -> tuple[PreTrainedModel, str]:

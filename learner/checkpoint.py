@@ -1,6 +1,6 @@
 """Checkpoints: written whole or not at all, checked when read.
 
-A checkpoint is a folder: the adapter in PEFT layout, optimizer.safetensors (moments, step and random state), and
+A checkpoint is a folder: the adapter in PEFT layout, optimizer.safetensors (moments, step, critic and random state), and
 state.json with the ledger, the resolved settings and the checksum of every other file. Knows files and tensors.
 """
 
@@ -58,7 +58,7 @@ def save(root: Path, learner: Learner, state: dict[str, Any], *, base_model: str
     save_adapter(scratch, learner.adapter(), base_model=base_model)
     save_file(_optimizer_tensors(learner), scratch / "optimizer.safetensors")
     sums = {file.name: _checksum(file) for file in scratch.iterdir()}
-    content = {**state, "version": learner.version, "files": sums}
+    content = {**state, "version": learner.version, "kl_coefficient": learner.objective.kl_coefficient, "files": sums}
     (scratch / STATE).write_text(json.dumps({**content, "checksum": _digest(content)}, indent=1))
     for file in scratch.iterdir():
         sync(file)
@@ -100,7 +100,10 @@ def load(checkpoint: Checkpoint, learner: Learner) -> None:
     flat = flat_from_peft(load_file(checkpoint.folder / "adapter_model.safetensors"), layout)
     learner.load(Adapter(checkpoint.state["version"], layout, flat.to(learner.policy.device)))
     tensors = load_file(checkpoint.folder / "optimizer.safetensors", device=str(learner.policy.device))
+    learner.objective.kl_coefficient = checkpoint.state.get("kl_coefficient", learner.objective.kl_coefficient)
     random_state = {name: tensors.pop(name).cpu() for name in ("random_cpu", "random_cuda") if name in tensors}
+    if learner.critic is not None:
+        learner.critic.load({name: tensors.pop(name) for name in list(tensors) if name.startswith("critic")})
     if tensors:
         learner.optimizer.state[learner.policy.lora.flat] = {
             name: int(x) if x.dtype == torch.int64 else x for name, x in tensors.items()
@@ -114,6 +117,8 @@ def _optimizer_tensors(learner: Learner) -> dict[str, torch.Tensor]:
     state = learner.optimizer.state[learner.policy.lora.flat]
     # bitsandbytes counts its steps in a plain number.
     tensors = {name: x if isinstance(x, torch.Tensor) else torch.tensor(x) for name, x in state.items()}
+    if learner.critic is not None:
+        tensors |= learner.critic.state()
     tensors["random_cpu"] = torch.get_rng_state()
     if learner.policy.device.type == "cuda":
         tensors["random_cuda"] = torch.cuda.get_rng_state()

@@ -1,11 +1,13 @@
-"""Learner: one optimizer step from one Arrow table.
+"""Learner: one batch of rollouts from an Arrow table becomes one new version of the adapter.
 
 Knows the policy, the objective and the optimizer; knows neither where the rows came from nor where the adapter goes.
 """
 
 import time
 import warnings
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import torch
@@ -15,24 +17,23 @@ from conf.errors import UsageError
 from conf.schema import LearnerSettings
 from learner import kl
 from learner.batch import MicroBatch, Rollouts, costs, micro_batches
+from learner.critic import Critic
 from learner.memory import WITHOUT_GPU
-from learner.objectives import Objective, Prepared, TokenTerms
+from learner.objectives import Objective
 from learner.policy import Policy
 from learner.ranks import Ranks
+from learner.schedule import learning_rate
 from learner.stats import StepStats
+from learner.survey import survey
+from learner.terms import Prepared, Survey, TokenTerms
 
-# What a rank adds up over its micro-batches.
+R = TypeVar("R")
+# What a rank adds up over its micro-batches: of the optimizer steps, of the tokens (all but the first two are sums over them),
+# and counts.
 SUMS = (
-    "loss",
-    "tokens",
-    "mismatch",
-    "mismatch_max",
-    "capped_share",
-    "entropy",
-    "reference_kl",
-    "rows",
-    "stream_tokens",
-)
+    "loss", "value_loss", "mismatch", "capped_share", "clipped_share", "entropy", "reference_kl", "tokens", "rows",
+    "stream_tokens", "mismatch_max",
+)  # fmt: skip
 
 
 class OutOfMemory(UsageError):
@@ -43,79 +44,155 @@ class OutOfMemory(UsageError):
 FIRST_LOSS_SCALE = 2.0**16
 
 
-class Learner:
-    """Trains `policy` by `objective`; `version` counts the optimizer steps taken. One of `ranks`, which must all take each
-    step with the same rows."""
+@dataclass(frozen=True)
+class _Batch:
+    """What a step trains on."""
 
-    def __init__(self, policy: Policy, objective: Objective, settings: LearnerSettings) -> None:
+    rollouts: Rollouts
+    survey: Survey | None
+    prepared: Prepared
+
+
+class Learner:
+    """Trains `policy` by `objective`; `version` counts the batches trained, of `steps` in the run. One of `ranks`, which must
+    all take each step with the same rows."""
+
+    def __init__(self, policy: Policy, objective: Objective, settings: LearnerSettings, *, steps: int = 0) -> None:
         self.version = 0
         self.ranks = Ranks()
-        self._policy = policy
-        self._objective = objective
+        self.policy = policy
+        self.objective = objective
         self._settings = settings
+        self._steps = steps
         self._micro_batch_tokens = settings.micro_batch_tokens or WITHOUT_GPU["micro_batch_tokens"]
         self._has_halved = False
         self._loss_scale = FIRST_LOSS_SCALE if policy.dtype == torch.float16 else 1.0
-        self._optimizer = _optimizer(policy.lora.flat, settings)
-
-    @property
-    def optimizer(self) -> torch.optim.Optimizer:
-        return self._optimizer
-
-    @property
-    def policy(self) -> Policy:
-        return self._policy
+        self.optimizer = _optimizer(policy.lora.flat, settings)
+        self.critic = (
+            Critic(policy.hidden_size, objective.settings, device=policy.device) if objective.has_critic else None
+        )
 
     def adapter(self, into: torch.Tensor | None = None) -> Adapter:
         """The weights as they are now, as version `version`, copied `into` a buffer where one is given."""
-        return self._policy.lora.export(self.version, into)
+        return self.policy.lora.export(self.version, into)
 
     def load(self, adapter: Adapter) -> None:
         """Go on from `adapter` and its version."""
-        self._policy.lora.load(adapter)
+        self.policy.lora.load(adapter)
         self.version = adapter.version
 
     def step(self, table: pa.Table) -> StepStats:
-        """One optimizer step on every row of `table`.
+        """Train on every row of `table`, in as many optimizer steps as the algorithm says.
 
-        Raises FloatingPointError if the gradient is not finite, OutOfMemory if half the micro-batch is still too much;
-        nothing is changed then.
+        Raises FloatingPointError if a gradient is not finite, OutOfMemory if half the micro-batch is still too much; that
+        optimizer step changes nothing then.
         """
         start = time.monotonic()
-        flat, s = self._policy.lora.flat, self._settings
-        stats = self._gradient(table)
-        stats.grad_norm = float(torch.nn.utils.clip_grad_norm_([flat], s.max_grad_norm))
-        if not stats.grad_norm < float("inf"):
-            raise FloatingPointError(
-                f"the gradient norm is {stats.grad_norm} at version {self.version}; nothing was changed"
-            )
-        stats.learning_rate = s.learning_rate * min(1.0, (self.version + 1) / max(1, s.warmup_steps))
-        self._optimizer.param_groups[0]["lr"] = stats.learning_rate
-        self._optimizer.step()
+        stats = StepStats(learning_rate=learning_rate(self._settings, self.version, self._steps))
+        self.optimizer.param_groups[0]["lr"] = stats.learning_rate
+        batch = self._look(table)
+        sums: list[dict[str, float]] = []
+        for units, used_N in self._parts(batch):
+            sums.append(self._gradient(batch, units, used_N))
+            stats.grad_norm += self._update()
+        self._report(stats, batch, sums)
+        self._adapt(stats)
         self.version += 1
         stats.seconds = time.monotonic() - start
         return stats
 
-    def _gradient(self, table: pa.Table) -> StepStats:
-        """The gradient of the loss on `table`, in the flat gradient: once more with half the micro-batch where memory
-        runs out, and with a smaller loss scale where float16 overflows."""
-        flat = self._policy.lora.flat
+    # Before the first optimizer step
+
+    def _look(self, table: pa.Table) -> _Batch:
+        """Advantages, and what they need to know of the batch."""
+        rollouts = Rollouts.from_table(table)
+        found = None
+        if self._surveys:
+            each = [(row,) for row in range(len(rollouts.token_ids))]
+            size = int(rollouts.scored.lengths_N.sum())
+            found = self._patiently(
+                lambda: survey(self._share(rollouts, each), size, self.policy, self.objective, self.critic, self.ranks)
+            )
+        return _Batch(rollouts, found, self.objective.prepare(rollouts.scored, found))
+
+    @property
+    def _surveys(self) -> bool:
+        """Whether a batch is looked at before it is trained: for what enters advantages, or for the policy as it was before
+        the first of several optimizer steps."""
+        return self.objective.surveys_reference or self.objective.has_critic or self._optimizer_steps > 1
+
+    @property
+    def _optimizer_steps(self) -> int:
+        return self.objective.settings.epochs * self.objective.settings.minibatches
+
+    def _parts(self, batch: _Batch) -> Iterator[tuple[list[tuple[int, ...]], torch.Tensor]]:
+        """The units of each optimizer step, and which completions its weights count: the groups in as many parts as there are
+        minibatches, in each epoch the same."""
+        s, groups_N = self.objective.settings, batch.rollouts.scored.groups_N
+        count = int(groups_N.max()) + 1
+        part_N = groups_N * s.minibatches // count
+        for _ in range(s.epochs):
+            for part in range(s.minibatches):
+                units = [tuple(unit) for unit in batch.prepared.units if int(part_N[unit[0]]) == part]
+                yield units, batch.prepared.used_N & (part_N == part)
+
+    # One optimizer step
+
+    def accumulate(self, table: pa.Table) -> dict[str, torch.Tensor]:
+        """Add the gradient of the loss on this rank's rows of `table`, all in one optimizer step, times the loss scale, to the
+        flat gradient, micro-batch by micro-batch; returns SUMS."""
+        batch = self._look(table)
+        return self._accumulate(batch, batch.prepared.units, batch.prepared.used_N)
+
+    def _gradient(self, batch: _Batch, units: Sequence[tuple[int, ...]], used_N: torch.Tensor) -> dict[str, float]:
+        """The gradient of all ranks in the flat gradient: once more with half the micro-batch where memory runs out, and with a
+        smaller loss scale where float16 overflows. Returns SUMS of all ranks."""
+        flat = self.policy.lora.flat
         assert flat.grad is not None
         while True:
-            flat.grad.zero_()
+            sums = self._patiently(lambda: self._accumulate(batch, units, used_N))
+            flat.grad.div_(self._loss_scale)
+            if self._loss_scale == 1.0 or bool(flat.grad.isfinite().all()):
+                break
+            self._loss_scale = max(1.0, self._loss_scale / 16)
+        for trained in self._trained:
+            assert trained.grad is not None
+            self.ranks.add_up(trained.grad)
+        added, largest = torch.stack([sums[name] for name in SUMS]), sums["mismatch_max"].clone()
+        self.ranks.add_up(added)
+        self.ranks.maximum(largest)
+        return dict(zip(SUMS, added.tolist(), strict=True)) | {"mismatch_max": largest.item()}
+
+    @property
+    def _trained(self) -> list[torch.nn.Parameter]:
+        return [self.policy.lora.flat, *([self.critic.flat] if self.critic else [])]
+
+    @property
+    def _policy_moves(self) -> bool:
+        """Not while the critic warms up."""
+        return self.critic is None or self.version >= self.objective.settings.critic_warmup_steps
+
+    def _update(self) -> float:
+        """Take the optimizer step; returns the gradient's norm before clipping."""
+        flat = self.policy.lora.flat
+        norm = float(torch.nn.utils.clip_grad_norm_([flat], self._settings.max_grad_norm))
+        if not norm < float("inf"):
+            raise FloatingPointError(f"the gradient norm is {norm} at version {self.version}; nothing was changed")
+        if self._policy_moves:
+            self.optimizer.step()
+        if self.critic is not None:
+            self.critic.optimizer.step()
+        return norm
+
+    def _patiently(self, call: Callable[[], R]) -> R:
+        """What `call` returns, made again with half the micro-batch where memory runs out."""
+        while True:
             try:
-                sums = self.accumulate(table)
+                return call()
             except torch.OutOfMemoryError as error:
                 self._halve(error)
-            else:
-                flat.grad.div_(self._loss_scale)
-                if self._loss_scale == 1.0 or bool(flat.grad.isfinite().all()):
-                    break
-                self._loss_scale = max(1.0, self._loss_scale / 16)
-            if flat.is_cuda:
+            if self.policy.device.type == "cuda":
                 torch.cuda.empty_cache()
-        self.ranks.add_up(flat.grad)
-        return self._stats(sums)
 
     def _halve(self, error: torch.OutOfMemoryError) -> None:
         if self._has_halved:
@@ -130,70 +207,109 @@ class Learner:
             stacklevel=4,
         )
 
-    def accumulate(self, table: pa.Table) -> dict[str, torch.Tensor]:
-        """Add the gradient of the loss on this rank's rows of `table`, times the loss scale, to the flat gradient, micro-batch
-        by micro-batch; returns sums over the trained tokens, their largest mismatch, and counts."""
-        rollouts = Rollouts.from_table(table)
-        prepared = self._objective.prepare(rollouts.rewards_N, rollouts.groups_N, rollouts.lengths_N)
-        # A completion without advantage moves nothing, unless the reference pulls on it.
-        moves_N = prepared.token_weights_N > 0
-        if not self._objective.needs_reference:
-            moves_N &= prepared.advantages_N != 0
-        every_row = moves_N.nonzero()[:, 0].tolist()
-        rows = every_row[self.ranks.share([cost for _, cost in costs(rollouts, every_row)])]
-        sums = {name: torch.zeros((), dtype=torch.float64, device=self._policy.device) for name in SUMS}
-        sums["rows"] += len(rows)
-        for batch in micro_batches(rollouts, rows, max_tokens=self._micro_batch_tokens, device=self._policy.device):
-            sums["stream_tokens"] += len(batch.input_ids_S)
-            for name, value in self._backward(batch, prepared).items():
+    def _accumulate(
+        self, batch: _Batch, units: Sequence[tuple[int, ...]], used_N: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        for trained in self._trained:
+            assert trained.grad is not None
+            trained.grad.zero_()
+        weights_N = self.objective.weights(batch.rollouts.scored, used_N)
+        sums = {name: torch.zeros((), dtype=torch.float64, device=self.policy.device) for name in SUMS}
+        for micro_batch in self._share(batch.rollouts, units):
+            for name, value in self._backward(micro_batch, batch, weights_N).items():
                 if name == "mismatch_max":
                     sums[name] = torch.maximum(sums[name], value)
                 else:
                     sums[name] += value
         return sums
 
-    def _stats(self, sums: dict[str, torch.Tensor]) -> StepStats:
-        """What all ranks did together."""
-        added, largest = torch.stack([sums[name] for name in SUMS]), sums["mismatch_max"].clone()
-        self.ranks.add_up(added)
-        self.ranks.maximum(largest)
-        total = dict(zip(SUMS, added.tolist(), strict=True))
-        tokens = max(total["tokens"], 1.0)
-        return StepStats(
-            loss=total["loss"], mismatch=total["mismatch"] / tokens, mismatch_max=largest.item(),
-            capped_share=total["capped_share"] / tokens, entropy=total["entropy"] / tokens,
-            reference_kl=total["reference_kl"] / tokens if self._objective.needs_reference else None,
-            trained_completions=int(total["rows"]), trained_tokens=int(total["tokens"]),
-            stream_tokens=int(total["stream_tokens"]),
-        )  # fmt: skip
+    def _share(self, rollouts: Rollouts, units: Sequence[tuple[int, ...]]) -> Iterator[MicroBatch]:
+        """This rank's units, packed."""
+        mine = list(units)[self.ranks.share(costs(rollouts, units))]
+        return micro_batches(rollouts, mine, max_tokens=self._micro_batch_tokens, device=self.policy.device)
 
-    def _backward(self, batch: MicroBatch, prepared: Prepared) -> dict[str, torch.Tensor]:
-        rows = batch.row_T.cpu()
+    def _backward(self, micro_batch: MicroBatch, batch: _Batch, weights_N: torch.Tensor) -> dict[str, torch.Tensor]:
+        o, survey, device = self.objective, batch.survey, self.policy.device
+        entropy_coefficient = o.settings.entropy_coefficient
+
+        def of_batch(values_A: torch.Tensor | None) -> torch.Tensor | None:
+            return None if values_A is None else values_A[micro_batch.token_T.cpu()].to(device, torch.float32)
+
+        reference_logprobs_T = of_batch(survey.reference_logprobs_A) if survey else None
+        if o.needs_reference and reference_logprobs_T is None:
+            with self.policy.reference():
+                reference_logprobs_T = self.policy.logprobs(micro_batch).logprobs_T
+        advantages_T = of_batch(batch.prepared.advantages_A)
+        assert advantages_T is not None
         terms = TokenTerms(
-            advantages_T=prepared.advantages_N[rows].to(batch.targets_T.device, torch.float32),
-            weights_T=prepared.token_weights_N[rows].to(batch.targets_T.device, torch.float32),
-            behavior_logprobs_T=batch.behavior_logprobs_T,
+            rows_T=micro_batch.row_T,
+            advantages_T=advantages_T,
+            weights_T=weights_N[micro_batch.row_T.cpu()].to(device, torch.float32),
+            behavior_logprobs_T=micro_batch.behavior_logprobs_T,
+            old_logprobs_T=of_batch(survey.old_logprobs_A) if survey and self._optimizer_steps > 1 else None,
+            reference_logprobs_T=reference_logprobs_T if o.needs_reference else None,
         )
-        reference_logprobs_T = None
-        if self._objective.needs_reference:
-            with self._policy.reference():
-                reference_logprobs_T, _ = self._policy.logprobs(batch)
-        policy_logprobs_T, entropy_T = self._policy.logprobs(batch)
-        loss = self._objective.loss(terms, policy_logprobs_T, reference_logprobs_T)
-        (loss * self._loss_scale).backward()
-        policy_logprobs_T = policy_logprobs_T.detach()
-        mismatch_T = (policy_logprobs_T - batch.behavior_logprobs_T).abs()
+        with torch.set_grad_enabled(self._policy_moves):
+            policy_logprobs_T, entropy_T, hidden_TH = self.policy.logprobs(
+                micro_batch, entropy_moves=entropy_coefficient != 0, keep_hidden=o.has_critic
+            )
+            loss = o.loss(terms, policy_logprobs_T)
+            if entropy_coefficient:
+                loss = loss - entropy_coefficient * (entropy_T * terms.weights_T).sum()
+        if self._policy_moves:
+            (loss * self._loss_scale).backward()
+        policy_logprobs_T, entropy_T = policy_logprobs_T.detach(), entropy_T.detach()
+        old_logprobs_T = policy_logprobs_T if terms.old_logprobs_T is None else terms.old_logprobs_T
+        mismatch_T = (old_logprobs_T - micro_batch.behavior_logprobs_T).abs()
+        clipped_T, capped_T = o.cut(terms, policy_logprobs_T)
         sums = {
-            "loss": loss.detach(),
-            "tokens": loss.new_tensor(len(batch.targets_T)),
-            "mismatch": mismatch_T.sum(),
-            "mismatch_max": mismatch_T.max(),
-            "capped_share": self._objective.clipped(terms, policy_logprobs_T).sum(),
-            "entropy": entropy_T.sum(),
-        }
+            "loss": loss.detach(), "tokens": loss.new_tensor(len(mismatch_T)),
+            "rows": loss.new_tensor(len(micro_batch.row_T.unique_consecutive())),
+            "stream_tokens": loss.new_tensor(len(micro_batch.input_ids_S)),
+            "mismatch": mismatch_T.sum(), "mismatch_max": mismatch_T.max(), "entropy": entropy_T.sum(),
+            "clipped_share": clipped_T.sum(), "capped_share": capped_T.sum(),
+        }  # fmt: skip
         if reference_logprobs_T is not None:
             sums["reference_kl"] = kl.k3(policy_logprobs_T, reference_logprobs_T).sum()
+        if self.critic is not None:
+            old_values_T, returns_T = of_batch(survey and survey.values_A), of_batch(batch.prepared.returns_A)
+            assert hidden_TH is not None and old_values_T is not None and returns_T is not None
+            value_loss = self.critic.loss(hidden_TH, old_values_T, returns_T, terms.weights_T)
+            value_loss.backward()
+            sums["value_loss"] = value_loss.detach()
         return sums
+
+    # After the last
+
+    def _report(self, stats: StepStats, batch: _Batch, sums: Sequence[dict[str, float]]) -> None:
+        total = {name: sum(part[name] for part in sums) for name in SUMS}
+        steps, tokens, prepared = len(sums), max(total["tokens"], 1.0), batch.prepared
+        stats.optimizer_steps = steps
+        stats.loss, stats.grad_norm = total["loss"] / steps, stats.grad_norm / steps
+        for name in ("mismatch", "capped_share", "entropy"):
+            setattr(stats, name, total[name] / tokens)
+        stats.mismatch_max = max(part["mismatch_max"] for part in sums)
+        if steps > 1:
+            stats.clipped_share = total["clipped_share"] / tokens
+        if self.objective.needs_reference or self.objective.surveys_reference:
+            stats.reference_kl = total["reference_kl"] / tokens
+            stats.kl_coefficient = self.objective.kl_coefficient
+        if self.critic is not None and batch.survey is not None and batch.survey.values_A is not None:
+            assert prepared.returns_A is not None
+            used_A = batch.rollouts.scored.per_token(prepared.used_N)
+            returns, values = prepared.returns_A[used_A], batch.survey.values_A[used_A]
+            stats.value_loss = total["value_loss"] / steps
+            stats.explained_variance = float(1 - (returns - values).var() / returns.var().clamp_min(1e-12))
+        stats.pairs, stats.ties = prepared.pairs, prepared.ties
+        stats.trained_completions, stats.trained_tokens = int(total["rows"]), int(total["tokens"])
+        stats.stream_tokens = int(total["stream_tokens"])
+
+    def _adapt(self, stats: StepStats) -> None:
+        """Let the weight of KL follow its target."""
+        target = self.objective.settings.kl_target
+        if target is not None and stats.reference_kl is not None:
+            coefficient = self.objective.kl_coefficient
+            self.objective.kl_coefficient = kl.adapted(coefficient, measured=stats.reference_kl, target=target)
 
 
 def _optimizer(flat: torch.nn.Parameter, settings: LearnerSettings) -> torch.optim.Optimizer:

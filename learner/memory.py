@@ -231,6 +231,11 @@ def _parts(
     unpacked = 2 * ENTRY * shape.largest_linear if model.quantization == "nf4" else 0
     learning = tokens * (kept + shape.working + 6 * ENTRY * shape.hidden) + unpacked
     logits = t.logit_chunk_tokens * shape.vocabulary * ENTRY
+    if settings.algorithm.name == "ppo":
+        learning += tokens * 3 * 4 * shape.hidden  # the value head's features, in float32
+    if settings.algorithm.entropy_coefficient:
+        learning += tokens * ENTRY * shape.hidden  # the entropy's direction
+        logits *= 4  # and what it is made of
     prefill = (e.max_num_batched_tokens or 2048) * ENTRY * (4 * shape.hidden + 4 * shape.intermediate) + unpacked
     sampling = e.max_num_seqs * shape.vocabulary * (ENTRY + 4 + 4)
     # The engine and the learner take turns, and torch's allocator serves both.

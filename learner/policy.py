@@ -5,6 +5,7 @@ Knows models; knows neither rewards, objectives nor optimizers.
 
 import contextlib
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from transformers import PreTrainedModel
@@ -18,6 +19,15 @@ from learner.lora_linear import FastLora
 from learner.offload import Offload
 
 UNSUPPORTED = ("final_logit_softcapping", "logits_scaling", "logit_scale")
+
+
+class Tokens(NamedTuple):
+    """Of each completion token: log-probability and entropy (nats, float32 [T]), and the hidden state that predicts it, if it
+    was to be kept."""
+
+    logprobs_T: torch.Tensor
+    entropy_T: torch.Tensor
+    hidden_TH: torch.Tensor | None
 
 
 class Policy:
@@ -54,12 +64,16 @@ class Policy:
         return self.lora.flat.device
 
     @property
+    def hidden_size(self) -> int:
+        return self._head_VH.shape[1]
+
+    @property
     def dtype(self) -> torch.dtype:
         """What activations are computed in."""
         return self._head_VH.dtype
 
-    def logprobs(self, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-probability and entropy (nats, float32 [T]) of each completion token."""
+    def logprobs(self, batch: MicroBatch, *, entropy_moves: bool = False, keep_hidden: bool = False) -> Tokens:
+        """What the policy gives to each completion token; with `entropy_moves`, gradients flow through the entropy, too."""
         self._fast_lora.refresh()
         one_layer = len(batch.input_ids_S) * self._head_VH.shape[1] * self._head_VH.element_size()
         with self._offload.saving(min_bytes=one_layer) if self._offload else contextlib.nullcontext():
@@ -68,9 +82,11 @@ class Policy:
                 packing=batch.packing,
             )  # fmt: skip
         hidden_TH = output.last_hidden_state[0].index_select(0, batch.hidden_index_T)
-        return token_logprobs(
-            hidden_TH, self._head_VH, batch.targets_T, temperature=self._temperature, chunk=self._chunk
-        )
+        logprobs_T, entropy_T = token_logprobs(
+            hidden_TH, self._head_VH, batch.targets_T, temperature=self._temperature, chunk=self._chunk,
+            entropy_moves=entropy_moves,
+        )  # fmt: skip
+        return Tokens(logprobs_T, entropy_T, hidden_TH if keep_hidden else None)
 
     @contextlib.contextmanager
     def reference(self) -> Iterator[None]:

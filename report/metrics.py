@@ -40,7 +40,7 @@ class MetricsLog:
 
 
 def step_row(
-    table: pa.Table, stats: StepStats, *, version: int, workers: Mapping[str, Mapping[str, Any]], seconds: float, unscorable: int, given_up: int,
+    table: pa.Table, stats: StepStats, *, version: int, workers: Mapping[str, Mapping[str, Any]], seconds: float, unscorable: int, resampled: int, given_up: int,
 ) -> dict[str, Any]:  # fmt: skip
     """One line of metrics.jsonl: what was sampled, how it was scored, what was learned, and how fast.
 
@@ -68,6 +68,7 @@ def step_row(
         "reward_terms": {name: sum(values) / len(values) for name, values in terms.items()},
         "no_signal_share": sum(len(values) == 1 for values in groups.values()) / len(groups),
         "unscorable": unscorable,
+        "resampled": resampled,
         "given_up": given_up,
         "completion_tokens": pc.mean(lengths).as_py(),  # type: ignore[attr-defined]
         "truncated_share": table.column("finish_reason").to_pylist().count("length") / table.num_rows,

@@ -17,7 +17,7 @@ from conf.schema import AlgorithmSettings, LearnerSettings, LoraSettings
 from learner.attention import NAME
 from learner.batch import Rollouts
 from learner.learner import Learner
-from learner.objectives import GRPO
+from learner.objectives import PolicyGradient
 from learner.policy import Policy
 from learner.softmax import softmax_
 from tests.rollouts import group, scored, table
@@ -71,14 +71,16 @@ def plain_gradient(path: str, dtype: str, rows: Any) -> torch.Tensor:
     """GRPO's gradient without any of the fast path: one padded-free pass a completion, PEFT's own layers."""
     lora = randomised(FlatLora(base(path, dtype, "sdpa"), **LORA, seed=0))
     rollouts = Rollouts.from_table(rows)
-    prepared = GRPO(AlgorithmSettings()).prepare(rollouts.rewards_N, rollouts.groups_N, rollouts.lengths_N)
+    objective = PolicyGradient(AlgorithmSettings(), max_tokens=16, term_weights={})
+    prepared = objective.prepare(rollouts.scored, None)
+    weights = objective.weights(rollouts.scored, prepared.used_N)
     for row, (tokens, start) in enumerate(zip(rollouts.token_ids, rollouts.prompt_lengths, strict=True)):
         ids = torch.tensor(tokens, dtype=torch.long, device="cuda")
         logprobs = lora.model(input_ids=ids[None]).logits[0].float().log_softmax(-1)[start - 1 : -1]
         chosen = logprobs.gather(1, ids[start:, None])[:, 0]
         behavior = torch.tensor(rollouts.behavior_logprobs[row], device="cuda")
         weight = (chosen.detach() - behavior).exp().clamp(max=2.0)
-        factor = float(prepared.advantages_N[row] * prepared.token_weights_N[row])
+        factor = float(prepared.advantages_A[rollouts.starts_N[row]] * weights[row])
         (-factor * (weight * chosen)).sum().backward()
     assert lora.flat.grad is not None
     return lora.flat.grad.clone()
@@ -88,7 +90,11 @@ def fast_gradient(path: str, dtype: str, rows: Any, **options: Any) -> torch.Ten
     settings = {"gradient_checkpointing": False, "logit_chunk_tokens": 128, **options}
     policy = Policy(base(path, dtype), lora=LORA, seed=0, temperature=1.0, **settings)
     randomised(policy.lora)
-    learner = Learner(policy, GRPO(AlgorithmSettings()), LearnerSettings(micro_batch_tokens=700))
+    learner = Learner(
+        policy,
+        PolicyGradient(AlgorithmSettings(), max_tokens=16, term_weights={}),
+        LearnerSettings(micro_batch_tokens=700),
+    )
     learner.accumulate(rows)
     return policy.lora.flat.grad.clone()
 
@@ -138,7 +144,9 @@ def test_shared_weights_agree_with_the_engine(quantization: str, smollm2: str, c
     kinds = {type(m.weight).__name__ for n, m in model.named_modules() if n.endswith("_proj")}
     assert kinds == ({"Parameter"} if quantization == "none" else {"Parameter", "Params4bit"})
     policy = Policy(model, lora=LORA, seed=0, temperature=1.0, logit_chunk_tokens=512, gradient_checkpointing=False)
-    learner = Learner(policy, GRPO(AlgorithmSettings()), LearnerSettings(learning_rate=2e-4))
+    learner = Learner(
+        policy, PolicyGradient(AlgorithmSettings(), max_tokens=16, term_weights={}), LearnerSettings(learning_rate=2e-4)
+    )
     engine.load_adapter(learner.adapter())
     worker = RolloutWorker(engine, seed=0)
     means = []

@@ -191,7 +191,10 @@ def test_damaged_checkpoints_are_skipped(whole: tuple[Path, str], tiny_model: Pa
 
 def test_help_lists_groups_and_examples():
     output = launch(["--help"])
-    assert "algorithm: grpo" in output and output.count("python launch.py") >= 8
+    assert (
+        "algorithm: cispo, dapo, dr_grpo, grpo, gspo, online_dpo, ppo, reinforce_pp, rloo" in output
+        and output.count("python launch.py") >= 8
+    )
 
 
 def test_a_sweep_gives_each_job_a_folder(tiny_model: Path, tmp_path: Path):

@@ -1,19 +1,28 @@
-"""Advantages, surrogates, KL and GRPO against values worked by hand."""
+"""Advantages, surrogates, weights, KL and losses against values worked by hand, and what holds for all of them."""
 
 import math
+from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.common import settings_from
 from conf.schema import AlgorithmSettings
-from learner import aggregation, kl, surrogates
-from learner.advantages import group_normalised
-from learner.objectives import GRPO, TokenTerms
+from learner import advantages, aggregation, kl, preferences, surrogates
+from learner.advantages import group_relative
+from learner.objectives import OBJECTIVES, RECIPES
+from learner.terms import Scored, Survey, TokenTerms
 
 close = torch.testing.assert_close
 NAN = float("nan")
+GROUPWISE = ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo")
+
+
+def f64(*values: float) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
 
 
 def test_advantage_by_hand():
@@ -21,21 +30,64 @@ def test_advantage_by_hand():
     groups = torch.tensor([0, 0, 0, 0, 1, 1])
     # The first group: mean 1/2, sample variance (4 * 1/4) / 3 = 1/3.
     a = 0.5 / (math.sqrt(1 / 3) + 1e-4)
-    close(group_normalised(rewards, groups), torch.tensor([a, -a, -a, a, 0, 0], dtype=torch.float64))
+    close(group_relative(rewards, groups), torch.tensor([a, -a, -a, a, 0, 0], dtype=torch.float64))
+
+
+def test_other_scales_of_advantages_by_hand():
+    rewards, groups = f64(1, 0, 5, 3), torch.tensor([0, 0, 1, 1])
+    close(group_relative(rewards, groups, scale="none"), f64(0.5, -0.5, 1, -1))
+    # All four: mean 9/4, sample variance (25 + 81 + 121 + 9) / 16 / 3 = 59/12.
+    std = math.sqrt(59 / 12) + 1e-4
+    close(group_relative(rewards, groups, scale="batch"), f64(0.5, -0.5, 1, -1) / std)
+
+
+def test_leave_one_out_by_hand():
+    rewards, groups = f64(1, 0, NAN, 2, 7, NAN), torch.tensor([0, 0, 0, 0, 1, 1])
+    # 1 - (0 + 2) / 2, 0 - (1 + 2) / 2, none, 2 - (1 + 0) / 2; and one that is alone.
+    close(advantages.leave_one_out(rewards, groups), f64(0, -1.5, 0, 1.5, 0, 0))
+
+
+def test_terms_normalised_one_by_one_by_hand():
+    terms = {"right": f64(1, 0, 0, 0), "short": f64(0, 10, NAN, NAN)}
+    found = advantages.terms_normalised(terms, {"right": 2.0}, torch.tensor([0, 0, 1, 1]))
+    # In the first group 2 * (0.5, -0.5) / s and (-5, 5) / (10 s), with s = sqrt(1/2) up to epsilon; nothing in the second.
+    one, two = 0.5 / (math.sqrt(0.5) + 1e-4), 5 / (math.sqrt(50) + 1e-4)
+    sums = f64(2 * one - two, two - 2 * one, 0, 0)
+    close(found, sums / (sums.std() + 1e-4))
+
+
+def test_batch_normalised_by_hand():
+    found = advantages.batch_normalised(f64(1, 3, 100), torch.tensor([True, True, False]))
+    close(found, f64(-1, 1, 0) / (math.sqrt(2) + 1e-4))
+    close(advantages.batch_normalised(f64(0.1, 0.1), torch.tensor([True, True])), f64(0, 0))
+
+
+def test_generalised_advantages_by_hand():
+    lengths = torch.tensor([3, 1])
+    rewards, values = f64(0, 0, 1, 2), f64(0.5, 0.25, 0.5, 1)
+    found = advantages.generalised(rewards, values, lengths, gamma=0.5, decay=0.5)
+    # d = (0.5 * 0.25 - 0.5, 0.5 * 0.5 - 0.25, 1 - 0.5), A_3 = 0.5, A_2 = 0 + 0.25 * 0.5, A_1 = -0.375 + 0.25 * 0.125.
+    close(found, f64(-0.34375, 0.125, 0.5, 1))
+    close(advantages.reward_to_go(f64(1, 2, 3, 4), lengths), f64(6, 5, 3, 4))
+
+
+def test_overlong_penalty_by_hand():
+    found = advantages.overlong_penalty(torch.tensor([5, 80, 90, 100]), max_tokens=100, buffer=20)
+    close(found, f64(0, 0, -0.5, -1))
 
 
 def test_unscorable_completions_do_not_count():
     rewards = torch.tensor([2.0, NAN, 0.0], dtype=torch.float64)
     # mean 1 and sample variance (1 + 1) / 1 = 2 over the two that are scored.
     a = 1 / (math.sqrt(2) + 1e-4)
-    close(group_normalised(rewards, torch.tensor([0, 0, 0])), torch.tensor([a, 0, -a], dtype=torch.float64))
+    close(group_relative(rewards, torch.tensor([0, 0, 0])), torch.tensor([a, 0, -a], dtype=torch.float64))
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=16), st.floats(-1e3, 1e3))
 def test_flat_groups_give_exactly_zero_and_all_others_are_finite(values: list[float], flat: float):
     rewards = torch.tensor([*values, *[flat] * 3], dtype=torch.float64)
     groups = torch.tensor([0] * len(values) + [1] * 3)
-    found = group_normalised(rewards, groups)
+    found = group_relative(rewards, groups)
     assert found.isfinite().all()
     assert found[len(values) :].tolist() == [0, 0, 0]
 
@@ -44,7 +96,7 @@ def test_flat_groups_give_exactly_zero_and_all_others_are_finite(values: list[fl
 def test_a_constant_added_to_a_group_changes_nothing(values: list[float], constant: float):
     rewards = torch.tensor(values, dtype=torch.float64)
     groups = torch.zeros(len(values), dtype=torch.long)
-    close(group_normalised(rewards + constant, groups), group_normalised(rewards, groups))
+    close(group_relative(rewards + constant, groups), group_relative(rewards, groups))
 
 
 def test_token_clip_by_hand():
@@ -53,46 +105,257 @@ def test_token_clip_by_hand():
     advantages = torch.tensor([1.0, -1, 1, -1, 2], dtype=torch.float64)
     expected = torch.tensor([-1.2, 1.5, -0.5, 0.8, -2.2], dtype=torch.float64)
     close(surrogates.token_clip(policy, old, advantages, low=0.2, high=0.2), expected)
+    # At most 1.3 in the first term: it bounds the loss of a negative advantage.
+    expected[1] = 1.3
+    close(surrogates.token_clip(policy, old, advantages, low=0.2, high=0.2, most=1.3), expected)
 
 
-def test_truncated_importance_by_hand():
-    old = torch.log(torch.tensor([0.5, 3.0], dtype=torch.float64))
-    behavior = torch.log(torch.tensor([1.0, 1.0], dtype=torch.float64))
-    close(surrogates.truncated_importance(old, behavior, cap=2), torch.tensor([0.5, 2.0], dtype=torch.float64))
+def test_sequence_clip_by_hand():
+    rows = torch.tensor([3, 3, 7])
+    policy = torch.log(f64(4, 1, 1.1))  # geometric means 2 and 1.1
+    found = surrogates.sequence_clip(policy, torch.zeros(3, dtype=torch.float64), f64(1, 1, 2), rows, low=0.2, high=0.2)
+    close(found, f64(-1.2, -1.2, -2.2))
+
+
+def test_clipped_weight_by_hand():
+    policy = torch.log(f64(3, 0.5)).requires_grad_()
+    loss = surrogates.clipped_weight(policy, torch.zeros(2, dtype=torch.float64), f64(2, -1), low=0.2, high=1.0)
+    close(loss.detach(), f64(-2 * 2 * math.log(3), 0.8 * math.log(0.5)))
+    loss.sum().backward()
+    close(policy.grad, f64(-4, 0.8))
+
+
+def test_importance_by_hand():
+    old, behavior, rows = torch.log(f64(0.5, 3, 3)), torch.zeros(3, dtype=torch.float64), torch.tensor([0, 0, 1])
+    close(surrogates.importance(old, behavior, rows, cap=2), f64(0.5, 2, 2))
+    close(surrogates.importance(old, behavior, rows, cap=2, mode="mask"), f64(0.5, 0, 0))
+    close(surrogates.importance(old, behavior, rows, cap=2, level="sequence"), f64(1.5, 1.5, 2))
+    close(surrogates.importance(old, behavior, rows, cap=2, level="sequence", mode="mask"), f64(1.5, 1.5, 0))
+
+
+def test_value_loss_by_hand():
+    values, old, returns = f64(1.0, 1.0), f64(0.5, 0.5), f64(0.0, 2.0)
+    close(surrogates.value_loss(values, old, returns, clip=None), f64(0.5, 0.5))
+    # Clipped to 0.7: (0.7 - 0)^2 is the smaller, (0.7 - 2)^2 the larger.
+    close(surrogates.value_loss(values, old, returns, clip=0.2), f64(0.5, 1.69 / 2))
+
+
+def test_preferences_by_hand():
+    margins = f64(0.0, 20.0)
+    close(preferences.sigmoid(margins, beta=0.1), f64(math.log(2), math.log(1 + math.exp(-2))))
+    close(preferences.ipo(margins, beta=0.1), f64(25, 225))
+    close(preferences.hinge(margins, beta=0.1), f64(1, 0))
+
+
+def test_pairs_and_ties():
+    rewards, groups = f64(0, 1, 1, NAN, 2, 2, NAN, 3), torch.tensor([0, 0, 0, 0, 1, 1, 2, 2])
+    assert preferences.best_and_worst(rewards, groups) == ([(1, 0)], 2)
 
 
 def test_k3_by_hand():
     policy, reference = torch.tensor([0.0, 0.0]), torch.tensor([0.0, math.log(2)])
     close(kl.k3(policy, reference), torch.tensor([0.0, 1 - math.log(2)]))
+    close(kl.k1(policy, reference), torch.tensor([0.0, -math.log(2)]))
+    close(kl.k2(policy, reference), torch.tensor([0.0, math.log(2) ** 2 / 2]))
 
 
-def test_per_sequence_weights_by_hand():
+def test_the_weight_of_kl_follows_its_target():
+    assert kl.adapted(0.1, measured=0.11, target=0.1) == pytest.approx(0.101)
+    assert kl.adapted(0.1, measured=5.0, target=0.1) == pytest.approx(0.102)
+    assert kl.adapted(0.1, measured=0.0, target=0.1) == pytest.approx(0.098)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("sequence", [1 / 2, 1 / 8, 0]),
+        ("token", [1 / 5, 1 / 5, 0]),
+        ("constant", [1 / 16, 1 / 16, 0]),
+        ("whole", [1 / 2, 1 / 2, 0]),
+    ],
+)
+def test_weights_by_hand(name: str, expected: list[float]):
     lengths, used = torch.tensor([1, 4, 2]), torch.tensor([True, True, False])
-    close(aggregation.per_sequence(lengths, used), torch.tensor([1 / 2, 1 / 8, 0]))
+    close(aggregation.by_name(name, max_tokens=8)(lengths, used), torch.tensor(expected))
+
+
+def objective(name: str, **changed: object):
+    return OBJECTIVES[name](AlgorithmSettings(name=name, **changed), max_tokens=16, term_weights={})  # type: ignore[arg-type]
+
+
+def scored(rewards: torch.Tensor, groups: torch.Tensor, lengths: torch.Tensor) -> Scored:
+    return Scored(rewards, groups, lengths, torch.zeros(len(rewards), dtype=torch.bool))
 
 
 def test_grpo_loss_and_gradient_by_hand():
-    objective = GRPO(AlgorithmSettings(kl_coefficient=0.1, importance_cap=2.0))
-    policy = torch.tensor([-1.0, -2.0, -0.5], dtype=torch.float64, requires_grad=True)
+    grpo = objective("grpo", kl_coefficient=0.1, importance_cap=2.0)
+    policy = f64(-1.0, -2.0, -0.5).requires_grad_()
     # Behavior: the first token was sampled with 1/4 of the policy's probability (weight 4, capped at 2), the second
     # with twice the policy's (weight 1/2), the third with the policy's own (weight 1).
-    behavior = policy.detach() - torch.log(torch.tensor([4.0, 0.5, 1.0], dtype=torch.float64))
-    advantages = torch.tensor([1.0, 1.0, -1.0], dtype=torch.float64)
-    weights = torch.tensor([0.25, 0.25, 0.5], dtype=torch.float64)
+    behavior = policy.detach() - torch.log(f64(4.0, 0.5, 1.0))
     reference = policy.detach() + math.log(2)
-    loss = objective.loss(TokenTerms(advantages, weights, behavior), policy, reference)
+    terms = TokenTerms(
+        torch.tensor([0, 0, 1]), f64(1, 1, -1), f64(0.25, 0.25, 0.5), behavior, reference_logprobs_T=reference
+    )
+    loss = grpo.loss(terms, policy)
     loss.backward()
     penalty = 1 - math.log(2)  # k3 with d = log 2
     surrogate = 0.25 * 2 * -1 + 0.25 * 0.5 * -1 + 0.5 * 1 * 1
     assert loss.item() == pytest.approx(surrogate + 0.1 * penalty, abs=1e-12)
     # d/dpolicy: -weight * importance * A for the surrogate at ratio 1, and weight * beta * (1 - e^d) = -beta * weight.
-    expected = [0.25 * (-2 - 0.1), 0.25 * (-0.5 - 0.1), 0.5 * (1 - 0.1)]
-    close(policy.grad, torch.tensor(expected, dtype=torch.float64))
+    close(policy.grad, f64(0.25 * (-2 - 0.1), 0.25 * (-0.5 - 0.1), 0.5 * (1 - 0.1)))
+    assert grpo.cut(terms, policy.detach())[1].tolist() == [True, False, False]
 
 
 def test_grpo_prepares_from_the_whole_batch():
-    objective = GRPO(AlgorithmSettings())
-    prepared = objective.prepare(torch.tensor([1.0, 0.0, NAN]), torch.tensor([0, 0, 0]), torch.tensor([2, 1, 5]))
-    close(prepared.token_weights_N, torch.tensor([1 / 4, 1 / 2, 0]))
+    batch = scored(f64(1, 0, NAN), torch.tensor([0, 0, 0]), torch.tensor([2, 1, 5]))
+    grpo = objective("grpo")
+    prepared = grpo.prepare(batch, None)
+    close(grpo.weights(batch, prepared.used_N), torch.tensor([1 / 4, 1 / 2, 0]))
     a = 0.5 / (math.sqrt(0.5) + 1e-4)
-    close(prepared.advantages_N, torch.tensor([a, -a, 0]))
+    close(prepared.advantages_A, f64(a, a, -a, *[0] * 5))
+    assert prepared.units == [(0,), (1,)]
+
+
+def test_ppo_by_hand():
+    """Two completions, of two tokens and one; KL of the first token 0.5 in the reward; whitened over the three tokens."""
+    ppo = objective("ppo", kl_coefficient=0.2, kl_estimator="k1", kl_in="reward", gae_lambda=0.5)
+    batch = scored(f64(1, 0), torch.tensor([0, 1]), torch.tensor([2, 1]))
+    prepared = ppo.prepare(batch, Survey(f64(-1, -1, -1), f64(-1.5, -1, -1), f64(0.5, 0.25, 0.5)))
+    # Rewards (-0.1, 1, 0): d_2 = 1 - 0.25, d_1 = -0.1 + 0.25 - 0.5, the other -0.5.
+    raw = f64(-0.35 + 0.5 * 0.75, 0.75, -0.5)
+    close(prepared.returns_A, raw + f64(0.5, 0.25, 0.5))
+    close(prepared.advantages_A, (raw - raw.mean()) / (raw.std() + 1e-4))
+
+
+def test_reinforce_pp_by_hand():
+    """Returns to go with KL in the reward, normalised over all tokens whatever their group."""
+    found = objective("reinforce_pp", kl_coefficient=0.5, kl_estimator="k1", kl_in="reward").prepare(
+        scored(f64(1, 0), torch.tensor([0, 0]), torch.tensor([2, 1])), Survey(f64(-1, -1, -1), f64(-2, -1, -1))
+    )
+    to_go = f64(1 - 0.5, 1, 0)
+    close(found.advantages_A, (to_go - to_go.mean()) / (to_go.std() + 1e-4))
+
+
+def test_what_does_not_count():
+    """Completions that were cut off, flat groups, and reward taken off long ones."""
+    groups, lengths = torch.tensor([0, 0, 0, 1, 1]), torch.tensor([1, 16, 1, 1, 1])
+    batch = Scored(f64(1, 1, 0, 2, 2), groups, lengths, torch.tensor([False, True, False, False, False]))
+    assert objective("grpo", mask_truncated=True).prepare(batch, None).used_N.tolist() == [
+        True,
+        False,
+        True,
+        True,
+        True,
+    ]
+    assert objective("grpo", flat_groups="drop").prepare(batch, None).used_N.tolist() == [True] * 3 + [False] * 2
+    found = objective("dr_grpo", overlong_buffer=0.5).prepare(batch, None).advantages_A
+    close(found[[0, 1, 17]], f64(1, 0, 0) - 1 / 3)
+    online = objective("online_dpo", mask_truncated=True).prepare(batch, None)
+    assert (online.units, online.pairs, online.ties) == ([(0, 2)], 1, 1)
+
+
+# What holds for all of them
+
+ANY = st.floats(-1e6, 1e6)
+LOG = st.floats(-60, 0)
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> tuple[Scored, dict[str, torch.Tensor]]:
+    """Up to three groups of up to four completions of up to three tokens, some without a reward, log-probabilities of any
+    size."""
+    sizes = draw(st.lists(st.integers(1, 4), min_size=1, max_size=3))
+    groups = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    count = len(groups)
+    few = st.sampled_from([0.0, 1.0, NAN])
+    rewards = f64(*draw(st.lists(st.one_of(ANY, few), min_size=count, max_size=count)))
+    lengths = torch.tensor(draw(st.lists(st.integers(1, 3), min_size=count, max_size=count)))
+    tokens = int(lengths.sum())
+    logprobs = {
+        name: torch.tensor(draw(st.lists(LOG, min_size=tokens, max_size=tokens)))
+        for name in ("policy", "old", "behavior", "reference")
+    }
+    return scored(rewards, groups, lengths), logprobs
+
+
+@cache
+def preset(name: str) -> AlgorithmSettings:
+    return settings_from(f"algorithm={name}").algorithm
+
+
+def loss_and_gradient(
+    name: str, batch: Scored, logprobs: dict[str, torch.Tensor], **changed: object
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """With the preset's own settings."""
+    one = OBJECTIVES[name](replace(preset(name), **changed), max_tokens=4, term_weights={})  # type: ignore[arg-type]
+    values = torch.zeros(len(logprobs["old"])) if one.has_critic else None
+    prepared = one.prepare(batch, Survey(logprobs["old"], logprobs["reference"], values))
+    rows = batch.per_token(torch.arange(len(batch.rewards_N)))
+    policy = logprobs["policy"].clone().requires_grad_()
+    order = [t for unit in prepared.units for row in unit for t in (rows == row).nonzero()[:, 0].tolist()]
+    if not order:
+        return torch.zeros(()), torch.zeros_like(policy)
+    reference = logprobs["reference"][order] if one.needs_reference else None
+    weights = one.weights(batch, prepared.used_N)[rows[order]]
+    advantages_T = prepared.advantages_A[order].float()
+    terms = TokenTerms(
+        rows[order], advantages_T, weights, logprobs["behavior"][order], logprobs["old"][order], reference
+    )
+    loss = one.loss(terms, policy[order])
+    loss.backward()
+    return loss.detach(), policy.grad
+
+
+@given(data=st.data())
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_nothing_finite_gives_nan(name: str, data: st.DataObject):
+    loss, gradient = loss_and_gradient(name, *data.draw(batches()))
+    assert loss.isfinite() and gradient.isfinite().all()
+
+
+@given(data=st.data(), constant=st.sampled_from([-2.0, 0.5, 8.0]))
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_constant_on_every_reward_changes_nothing(name: str, data: st.DataObject, constant: float):
+    """For REINFORCE++ on all of the batch, for the others group by group. PPO's values would have to learn it."""
+    if name == "ppo":
+        return
+    batch, logprobs = data.draw(batches())
+    rewards = torch.where(batch.rewards_N.isfinite(), batch.rewards_N.clamp(0, 1).round(), NAN)
+    moved = rewards + (constant * (1 + batch.groups_N) if name in (*GROUPWISE, "online_dpo") else constant)
+    one = loss_and_gradient(name, scored(rewards, batch.groups_N, batch.lengths_N), logprobs)
+    other = loss_and_gradient(name, scored(moved, batch.groups_N, batch.lengths_N), logprobs)
+    close(one, other, rtol=1e-4, atol=1e-4)
+
+
+@given(data=st.data(), reward=ANY)
+@pytest.mark.parametrize("name", [*GROUPWISE, "online_dpo"])
+def test_flat_groups_have_no_gradient(name: str, data: st.DataObject, reward: float):
+    batch, logprobs = data.draw(batches())
+    flat = torch.where(batch.rewards_N.isfinite(), reward, NAN).to(torch.float64)
+    changed = {"kl_coefficient": 0.0} if name in RECIPES else {}
+    _, gradient = loss_and_gradient(name, scored(flat, batch.groups_N, batch.lengths_N), logprobs, **changed)
+    assert not gradient.any()
+
+
+@given(data=st.data(), seed=st.integers(0, 1000))
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_the_order_of_samples_does_not_matter(name: str, data: st.DataObject, seed: int):
+    batch, logprobs = data.draw(batches())
+    rewards = torch.where(batch.rewards_N.isfinite(), batch.rewards_N.clamp(0, 3), NAN)
+    # Of equal rewards, pairs take the first: make them different.
+    rewards = rewards + 0.01 * torch.arange(len(rewards))
+    draw = torch.Generator().manual_seed(seed)
+    order = torch.cat(
+        [
+            g[torch.randperm(len(g), generator=draw)]
+            for g in torch.arange(len(rewards)).split(batch.groups_N.bincount().tolist())
+        ]
+    )
+    spans = list(torch.arange(int(batch.lengths_N.sum())).split(batch.lengths_N.tolist()))
+    tokens = torch.cat([spans[i] for i in order])
+    one = loss_and_gradient(name, scored(rewards, batch.groups_N, batch.lengths_N), logprobs)
+    moved = {key: value[tokens] for key, value in logprobs.items()}
+    other = loss_and_gradient(name, scored(rewards[order], batch.groups_N, batch.lengths_N[order]), moved)
+    close(other[0], one[0], rtol=1e-3, atol=1e-3)
+    close(other[1], one[1][tokens], rtol=1e-3, atol=1e-3)

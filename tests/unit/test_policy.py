@@ -13,10 +13,11 @@ from conf.schema import AlgorithmSettings, LearnerSettings
 from learner.attention import NAME
 from learner.batch import MicroBatch, Rollouts, micro_batches
 from learner.learner import Learner, OutOfMemory
-from learner.objectives import GRPO
-from learner.policy import Policy
+from learner.objectives import PolicyGradient
+from learner.policy import Policy, Tokens
 from tests.rollouts import group, table
 
+EACH = [(row,) for row in range(8)]
 LORA = {
     "rank": 4,
     "alpha": 8.0,
@@ -65,8 +66,8 @@ def a_table():
 def test_packed_logprobs_equal_plain_forward_passes(tiny_model: Path):
     policy = make_policy(tiny_model, temperature=0.8)
     rollouts = Rollouts.from_table(a_table())
-    (batch,) = micro_batches(rollouts, range(8), max_tokens=10_000, device="cpu")
-    found, entropy = policy.logprobs(batch)
+    (batch,) = micro_batches(rollouts, EACH, max_tokens=10_000, device="cpu")
+    found, entropy, _ = policy.logprobs(batch)
 
     plain = load_base_model(
         ModelSource(str(tiny_model), None, ""),
@@ -94,7 +95,11 @@ def test_packed_logprobs_equal_plain_forward_passes(tiny_model: Path):
 
 def learner(folder: Path, *, micro_batch_tokens: int = 8192, kl: float = 0.0, **options) -> Learner:
     settings = LearnerSettings(learning_rate=1e-3, micro_batch_tokens=micro_batch_tokens)
-    return Learner(make_policy(folder, **options), GRPO(AlgorithmSettings(kl_coefficient=kl)), settings)
+    return Learner(
+        make_policy(folder, **options),
+        PolicyGradient(AlgorithmSettings(kl_coefficient=kl), max_tokens=16, term_weights={}),
+        settings,
+    )
 
 
 @pytest.mark.parametrize("kl", [0.0, 0.3])
@@ -128,7 +133,7 @@ def test_flat_groups_have_no_gradient(tiny_model: Path):
 def test_a_step_raises_the_probability_of_what_was_better(tiny_model: Path):
     one = learner(tiny_model)
     rows = table([group(0, [1.0, 0.0], completions=[[40, 41], [50, 51]])])
-    (batch,) = micro_batches(Rollouts.from_table(rows), [0, 1], max_tokens=100, device="cpu")
+    (batch,) = micro_batches(Rollouts.from_table(rows), [(0,), (1,)], max_tokens=100, device="cpu")
     before = one.policy.logprobs(batch)[0].detach()
     one.step(rows)
     change = one.policy.logprobs(batch)[0].detach() - before
@@ -138,7 +143,7 @@ def test_a_step_raises_the_probability_of_what_was_better(tiny_model: Path):
 
 def test_the_reference_is_the_base_model(tiny_model: Path):
     policy = make_policy(tiny_model)
-    (batch,) = micro_batches(Rollouts.from_table(a_table()), range(8), max_tokens=100, device="cpu")
+    (batch,) = micro_batches(Rollouts.from_table(a_table()), EACH, max_tokens=100, device="cpu")
     with policy.reference():
         reference = policy.logprobs(batch)[0]
     with torch.no_grad():
@@ -161,7 +166,7 @@ def test_nf4_base_learns(smollm2: str):
     full, quantised = make_policy(Path(smollm2)), make_policy(Path(smollm2), quantization="nf4")
     assert any(type(p).__name__ == "Params4bit" for p in quantised.lora.model.parameters())
     rows = table([group(0, [1.0, 0.0], prompt=list(range(100, 120)), completions=[[300, 301, 302], [400, 401]])])
-    (batch,) = micro_batches(Rollouts.from_table(rows), [0, 1], max_tokens=100, device="cpu")
+    (batch,) = micro_batches(Rollouts.from_table(rows), [(0,), (1,)], max_tokens=100, device="cpu")
     for policy in (full, quantised):
         with torch.no_grad():
             policy.lora.flat.zero_()
@@ -169,7 +174,7 @@ def test_nf4_base_learns(smollm2: str):
     with torch.no_grad():
         difference = (full.logprobs(batch)[0] - quantised.logprobs(batch)[0]).abs().mean()
     assert 0 < difference < 1.5
-    one = Learner(quantised, GRPO(AlgorithmSettings()), LearnerSettings())
+    one = Learner(quantised, PolicyGradient(AlgorithmSettings(), max_tokens=16, term_weights={}), LearnerSettings())
     assert one.step(rows).grad_norm > 0
 
 
@@ -177,11 +182,11 @@ def test_out_of_memory_halves_the_micro_batch_once_and_says_so(tiny_model: Path)
     one, whole = learner(tiny_model, micro_batch_tokens=26), learner(tiny_model, micro_batch_tokens=13)
     stock, sizes = one.policy.logprobs, []
 
-    def logprobs(batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    def logprobs(batch: MicroBatch, **options: bool) -> Tokens:
         sizes.append(len(batch.input_ids_S))
         if len(sizes) == 2:  # some of the gradient has been added by then
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return stock(batch)
+        return stock(batch, **options)
 
     one.policy.logprobs = logprobs
     with pytest.warns(UserWarning, match="with 13 tokens a micro-batch"):
@@ -198,7 +203,7 @@ def test_out_of_memory_halves_the_micro_batch_once_and_says_so(tiny_model: Path)
 
 def test_float16_gradients_are_scaled_and_overflow_is_survived(tiny_model: Path):
     half = make_policy(tiny_model, dtype="float16")
-    one = Learner(half, GRPO(AlgorithmSettings()), LearnerSettings())
+    one = Learner(half, PolicyGradient(AlgorithmSettings(), max_tokens=16, term_weights={}), LearnerSettings())
     assert one._loss_scale > 1
     one._loss_scale = 2.0**40  # overflows
     one.step(a_table())
@@ -213,7 +218,9 @@ def test_the_8_bit_optimizer_moves_as_the_plain_one_does(tiny_model: Path):
     moves = []
     for name in ("adamw", "adamw8bit"):
         settings = LearnerSettings(learning_rate=1e-3, optimizer=name)
-        one = Learner(make_policy(tiny_model), GRPO(AlgorithmSettings()), settings)
+        one = Learner(
+            make_policy(tiny_model), PolicyGradient(AlgorithmSettings(), max_tokens=16, term_weights={}), settings
+        )
         before = one.policy.lora.flat.detach().clone()
         for _ in range(3):
             one.step(a_table())
@@ -227,11 +234,11 @@ def test_micro_batches_are_even_and_lose_nothing():
         group(i, [1.0, 0.0] * 2, prompt=[2, 3, 4, 5], completions=[[7 + j] * 10 for j in range(4)]) for i in (0, 1)
     ]
     rollouts = Rollouts.from_table(table(groups))
-    batches = list(micro_batches(rollouts, range(8), max_tokens=70, device="cpu"))
+    batches = list(micro_batches(rollouts, EACH, max_tokens=70, device="cpu"))
     assert [len(batch.input_ids_S) for batch in batches] == [40, 40]
     assert [sorted(set(batch.row_T.tolist())) for batch in batches] == [[0, 1, 2, 3], [4, 5, 6, 7]]
     # Three parts cut through a group, whose prompt then comes twice.
-    batches = list(micro_batches(rollouts, range(8), max_tokens=31, device="cpu"))
+    batches = list(micro_batches(rollouts, EACH, max_tokens=31, device="cpu"))
     assert [len(batch.input_ids_S) for batch in batches] == [4 + 27, 4 + 9 + 4 + 9, 4 + 27]
     assert [row for batch in batches for row in sorted(set(batch.row_T.tolist()))] == list(range(8))
 

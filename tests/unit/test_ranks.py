@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from conf.schema import AlgorithmSettings, LearnerSettings
 from learner import ranks
 from learner.learner import Learner
-from learner.objectives import GRPO
+from learner.objectives import PolicyGradient
 from learner.ranks import Ranks
 from learner.stats import StepStats
 from tests.rollouts import group, table
@@ -40,7 +40,11 @@ def some_rows(step: int) -> Any:
 
 def train(folder: Path, rank: Ranks) -> tuple[torch.Tensor, StepStats]:
     settings = LearnerSettings(learning_rate=1e-3, micro_batch_tokens=8192)
-    learner = Learner(make_policy(folder), GRPO(AlgorithmSettings(kl_coefficient=0.1)), settings)
+    learner = Learner(
+        make_policy(folder),
+        PolicyGradient(AlgorithmSettings(kl_coefficient=0.1), max_tokens=16, term_weights={}),
+        settings,
+    )
     learner.ranks = rank
     for step in range(STEPS):
         stats = learner.step(some_rows(step))

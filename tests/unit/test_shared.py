@@ -54,7 +54,7 @@ def test_an_attached_model_is_the_lender_without_a_copy(tiny_model: Path, quanti
 def test_gradients_over_lent_weights_are_those_over_own_ones(tiny_model: Path, quantization: str):
     from conf.schema import AlgorithmSettings, LearnerSettings
     from learner.learner import Learner
-    from learner.objectives import GRPO
+    from learner.objectives import PolicyGradient
     from learner.policy import Policy
 
     own = make_policy(tiny_model, quantization=quantization)
@@ -63,7 +63,9 @@ def test_gradients_over_lent_weights_are_those_over_own_ones(tiny_model: Path, q
     randomise(lent.lora)
     gradients = []
     for policy in (own, lent):
-        learner = Learner(policy, GRPO(AlgorithmSettings()), LearnerSettings())
+        learner = Learner(
+            policy, PolicyGradient(AlgorithmSettings(), max_tokens=16, term_weights={}), LearnerSettings()
+        )
         learner.accumulate(a_table())
         gradients.append(policy.lora.flat.grad)
     assert gradients[0].abs().max() > 1e-3
