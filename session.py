@@ -34,9 +34,7 @@ from actors.engine import Engine
 from actors.ledger import Ledger
 from actors.pipeline import Limits, Pipeline
 from actors.replay import Replay
-from actors.reward import RewardWorker
 from actors.runtime import Promise, passed
-from actors.sources import DataError
 from actors.types import Group, Prompt, Sampling
 from conf.errors import UsageError
 from conf.schema import Settings
@@ -45,10 +43,10 @@ from learner.crew import Crew
 from learner.ranks import Ranks
 from learner.worker import LearnerWorker
 from report import evaluation, metrics
+from report.opening import check_gold, introduce
 from report.recorder import Recorder
 from report.run_folder import RunFolder
 from report.table import Progress, show_evaluations
-from rewards.sample import Sample
 from workers import build_runtime, make_learner, make_replay, make_reward, make_rollout, share_cores
 
 HOPELESS = 8  # batches in a row of which nothing can be scored
@@ -78,8 +76,8 @@ class Session:
         rows, held_out_rows = build_rows(s)
         self._source, tokenizer = build_model_source(s)
         self.prompts = build_prompts(s, rows, held_out_rows, tokenizer)
-        self._introduce(rows.prompt_column, rows.answer_column, rows.bad)
-        self._check_gold(has_answers=rows.answer_column is not None)
+        introduce(s, rows, self.prompts, self._note)
+        check_gold(s, rows, self.prompts, self.pipeline, self._note)
         self.settings = s = settle(s, self._source)
         self._identity = self._describe()
 
@@ -282,40 +280,6 @@ class Session:
         self.crew.close()
         self._runtime.close()
         self.folder.close()
-
-    # Before the first step
-
-    def _introduce(self, prompt_column: str, answer_column: str | None, bad: Sequence[str]) -> None:
-        prompts = self.prompts
-        self._note(
-            f"data {self.settings.data.source}: {prompts.size} prompts to train on, {len(prompts.held_out)} held out; "
-            f"prompt from {prompt_column!r}, answer from {answer_column!r}"
-        )
-        if bad:
-            self._note(f"skipped {len(bad)} bad rows, the first: {bad[0]}")
-        if prompts.overlap:
-            self._note(f"{prompts.overlap} of the held-out prompts are trained on, too")
-        if prompts.too_long:
-            self._note(f"left out {prompts.too_long} prompts of over {self.settings.data.max_prompt_tokens} tokens")
-
-    def _check_gold(self, *, has_answers: bool) -> None:
-        prompt = self.prompts.at(0)
-        self._note(f"the first prompt, as the model sees it:\n{prompt.text}")
-        if prompt.answer is None or not has_answers:
-            return
-        worker = self.pipeline.one("reward")
-        completion, full = worker.submit(RewardWorker.gold, prompt.answer).result()
-        sample = Sample(prompt.question, completion, prompt.answer, prompt.task, metadata=json.loads(prompt.metadata))
-        score = worker.submit(RewardWorker.score_sample, sample).result()
-        self._note(
-            f"its gold answer {prompt.answer!r} scores {score.reward} of {full:g}"
-            + (f" ({score.error})" if score.error else "")
-        )
-        if self.settings.reward.check_gold and (score.reward is None or score.reward < full - 1e-9):
-            raise DataError(
-                f"the gold answer {completion!r} does not score full marks ({score.terms}): check the reward and "
-                "data.answer_column, or set reward.check_gold=false"
-            )
 
     def _describe(self) -> dict[str, Any]:
         """What must stay the same for a run to go on."""

@@ -6,6 +6,7 @@ before and after, and the median step. The run folders stay, with all metrics.
 
 import argparse
 import statistics
+from typing import Any
 
 from rich.console import Console
 
@@ -32,28 +33,39 @@ RUNS = {
 }  # fmt: skip
 
 
+Rows = list[dict[str, Any]]
+
+
+def engine_for(*overrides: str) -> Any:
+    """An engine that all runs of `learn` can share."""
+    first = settings_from("experiment=sums", *overrides)
+    first.data.max_prompt_tokens = 128
+    return build_workers(first).engine
+
+
+def learn(engine: Any, folder: str, *overrides: str) -> tuple[Rows, Rows]:
+    """One run; its lines of metrics and of evaluations."""
+    settings = settings_from(
+        "experiment=sums", "data.max_prompt_tokens=128", "run.resume=never", f"run.folder={folder}", *overrides
+    )
+    session = Session(settings, Console(), engine=engine)
+    session.evaluate_once()
+    train(session, Stop())
+    session.finish()
+    session.close()
+    return metrics.read(session.folder.metrics), metrics.read(session.folder.evaluations)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--runs", nargs="+", default=list(RUNS), choices=list(RUNS))
     arguments, overrides = parser.parse_known_args()
-    first = settings_from("experiment=sums", *overrides)
-    first.data.max_prompt_tokens = 128
-    engine = build_workers(first).engine
+    engine = engine_for(*overrides)
     for run in arguments.runs:
         for seed in arguments.seeds if run.startswith("sums") else arguments.seeds[:1]:
             folder = f"runs/learning/{run}-{seed}"
-            settings = settings_from(
-                "experiment=sums", *RUNS[run], f"run.seed={seed}", f"run.folder={folder}", "data.max_prompt_tokens=128",
-                "run.resume=never", *overrides,
-            )  # fmt: skip
-            session = Session(settings, Console(), engine=engine)
-            session.evaluate_once()
-            train(session, Stop())
-            session.finish()
-            session.close()
-            rows = metrics.read(session.folder.metrics)
-            evaluations = metrics.read(session.folder.evaluations)
+            rows, evaluations = learn(engine, folder, *RUNS[run], f"run.seed={seed}", *overrides)
             report(
                 benchmark="learning", run=run, seed=seed, steps=len(rows),
                 before={kind: evaluations[0][kind]["lenient"] for kind in ("greedy", "sampled")},

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ def step_row(
     `version` is the one that the step made; lags are counted from the one that it trained. `workers` is what
     Pipeline.report says: rollout workers sample side by side, so that their rates add up.
     """
+    constant_share, constant_text = _constant_answer(table)
     rewards: list[float] = []
     terms: dict[str, list[float]] = {}
     groups: dict[int, set[float]] = {}
@@ -67,6 +69,8 @@ def step_row(
         "reward": sum(rewards) / len(rewards),
         "reward_terms": {name: sum(values) / len(values) for name, values in terms.items()},
         "no_signal_share": sum(len(values) == 1 for values in groups.values()) / len(groups),
+        "constant_share": constant_share,
+        "constant_text": constant_text,
         "unscorable": unscorable,
         "resampled": resampled,
         "given_up": given_up,
@@ -82,6 +86,21 @@ def step_row(
         **learned,
         "workers": {name: dict(worker) for name, worker in workers.items()},
     }
+
+
+def _constant_answer(table: pa.Table) -> tuple[float | None, str]:
+    """The text that is the best answer to most prompts, up to spaces and 200 letters, and its share of them. Of fewer than
+    four prompts it would say nothing."""
+    rows = list(zip(*(table.column(c).to_pylist() for c in ("ordinal", "reward", "text")), strict=True))
+    best: dict[int, float] = {}
+    for ordinal, reward, _ in rows:
+        if reward is not None:
+            best[ordinal] = max(reward, best.get(ordinal, reward))
+    if len(best) < 4:
+        return None, ""
+    texts = Counter(text for _, text in {(o, text.strip()[:200]) for o, reward, text in rows if reward == best.get(o)})
+    text, count = texts.most_common(1)[0]
+    return count / len(best), text
 
 
 def read(file: Path) -> list[dict[str, Any]]:

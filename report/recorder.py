@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from learner.stats import StepStats
 from report import metrics
+from report.diagnosis import Diagnosis
 
 
 class Recorder:
@@ -15,10 +16,12 @@ class Recorder:
     def __init__(self, file: Path, tensorboard: Path, completions: Path, *, last_step: int) -> None:
         self._log = metrics.MetricsLog(file, tensorboard, last_step=last_step)
         self._completions = completions
+        self._diagnosis = Diagnosis(metrics.read(file))
 
     def record(self, table: pa.Table, stats: StepStats, version: int, numbers: dict[str, Any]) -> dict[str, Any]:
         """Write the step that made `version`, and return its line; `numbers` are those of metrics.step_row."""
         row = metrics.step_row(table, stats, version=version, **numbers)
+        row["warnings"] = self._diagnosis.add(row)
         self._log.write(row)
         metrics.write_completions(self._completions, version, table)
         return row

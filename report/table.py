@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 SHOWN_STEPS = 16
 
@@ -20,6 +21,7 @@ class Progress:
         self._steps = steps
         self._rows: deque[Mapping[str, Any]] = deque(maxlen=SHOWN_STEPS)
         self._times: deque[float] = deque(maxlen=20)
+        self._warned: set[str] = set()
         self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
 
     def __enter__(self) -> "Progress":
@@ -36,6 +38,11 @@ class Progress:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def step(self, row: Mapping[str, Any]) -> None:
+        fresh = {name: text for name, text in row["warnings"].items() if name not in self._warned}
+        self._warned = set(row["warnings"])
+        if self._live is None:
+            for name, text in fresh.items():
+                self.note(f"step {row['step']}: {name.replace('_', ' ')}: {text}")
         self._rows.append(row)
         self._times.append(time.monotonic())
         cells = columns(row, self._steps, self._eta(row["step"]))
@@ -47,7 +54,8 @@ class Progress:
             table.add_column(name, justify="right", no_wrap=True)
         for shown in self._rows:
             table.add_row(*columns(shown, self._steps, self._eta(row["step"]) if shown is row else "").values())
-        self._live.update(Group(table, workers_table(row["workers"])), refresh=True)
+        warnings = [Text(f"{name.replace('_', ' ')}: {text}", style="yellow") for name, text in row["warnings"].items()]
+        self._live.update(Group(table, workers_table(row["workers"]), *warnings), refresh=True)
 
     def _eta(self, step: int) -> str:
         if len(self._times) < 2:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from actors.build import lora_arguments
 from benchmarks.common import settings_from
 from conf.check import check_overrides, check_settings, spell_out
 from conf.errors import UsageError
@@ -79,3 +80,30 @@ def test_settings_that_cannot_work_together_are_named():
 def test_settings_that_cannot_work_are_named(override: str, message: str):
     with pytest.raises(UsageError, match=message):
         check_settings(settings_from(override))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.lora.dora=true"], "serves DoRA"),
+        (["algorithm=ppo", "algorithm.reward_scale=none"], "ppo does not normalise rewards in groups"),
+        (["algorithm.kl_coefficient=0.1", "algorithm.kl_estimator=k1"], "no gradient as a loss"),
+        (["algorithm.kl_target=0.1"], "kl_coefficient must be over 0"),
+        (["algorithm=online_dpo", "algorithm.kl_coefficient=0.1"], "algorithm.beta holds it"),
+        (["algorithm.minibatches=9", "algorithm.prompts_per_step=8"], "8 prompts to share out"),
+        (["algorithm.normalise_terms=true", "algorithm.overlong_buffer=0.2"], "terms alone"),
+        (["algorithm.flat_groups=never"], "choose keep, drop, resample"),
+        (["algorithm.reward_scale=std"], "choose null, group, batch, none"),
+        (["algorithm.gae_lambda=1.5"], "must be at most 1"),
+        (["algorithm.clip_most=0"], "must be over 0"),
+    ],
+)
+def test_settings_of_an_algorithm_that_would_do_nothing_are_refused(overrides: list[str], message: str):
+    with pytest.raises(UsageError, match=message):
+        check_settings(settings_from(*overrides))
+
+
+def test_rslora_is_a_larger_alpha():
+    plain = settings_from("model.lora.rank=16", "model.lora.alpha=32")
+    scaled = settings_from("model.lora.rank=16", "model.lora.alpha=32", "model.lora.rslora=true")
+    assert (lora_arguments(plain)["alpha"], lora_arguments(scaled)["alpha"]) == (32.0, 128.0)

@@ -6,21 +6,25 @@ import torch
 from learner.logprobs import token_logprobs
 
 
+@pytest.mark.parametrize("moves", [False, True])
 @pytest.mark.parametrize("chunk", [1, 3, 100])
-def test_equals_the_full_log_softmax(chunk: int):
+def test_equals_the_full_log_softmax(chunk: int, moves: bool):
+    """And with `moves`, gradients flow through the entropy, too."""
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(7, 5, generator=generator, requires_grad=True)
     head = torch.randn(11, 5, generator=generator)
     targets = torch.randint(11, (7,), generator=generator)
-    upstream = torch.randn(7, generator=generator)
+    upstream, of_entropy = torch.randn(7, generator=generator), torch.randn(7, generator=generator) * moves
 
     full = (hidden @ head.T / 0.7).log_softmax(-1)
-    (expected_gradient,) = torch.autograd.grad((full[range(7), targets] * upstream).sum(), hidden)
-    logprobs, entropy = token_logprobs(hidden, head, targets, temperature=0.7, chunk=chunk)
-    (gradient,) = torch.autograd.grad((logprobs * upstream).sum(), hidden)
+    full_entropy = -(full.exp() * full).sum(-1)
+    expected = (full[range(7), targets] * upstream + full_entropy * of_entropy).sum()
+    (expected_gradient,) = torch.autograd.grad(expected, hidden, retain_graph=True)
+    logprobs, entropy = token_logprobs(hidden, head, targets, temperature=0.7, chunk=chunk, entropy_moves=moves)
+    (gradient,) = torch.autograd.grad((logprobs * upstream + entropy * of_entropy).sum(), hidden)
 
     torch.testing.assert_close(logprobs, full[range(7), targets])
-    torch.testing.assert_close(entropy, -(full.exp() * full).sum(-1).detach())
+    torch.testing.assert_close(entropy, full_entropy)
     torch.testing.assert_close(gradient, expected_gradient)
 
 

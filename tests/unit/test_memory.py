@@ -93,6 +93,18 @@ def test_a_budget_that_is_too_small_says_by_how_much_and_what_would_fit():
     assert fits.total <= 3.5 * GIB
 
 
+def test_a_critic_and_an_entropy_bonus_are_counted():
+    plain = plan(settings(*WORK, "engine.max_num_seqs=64"), QWEN, budget=40 * GIB, shared=True)
+    s = plain.settings
+    filled = (f"learner.micro_batch_tokens={s.learner.micro_batch_tokens}", "learner.gradient_checkpointing=true")
+    for change in ("algorithm=ppo", "algorithm.entropy_coefficient=0.01"):
+        one, other = (
+            plan(settings(*WORK, "engine.max_num_seqs=64", *filled, *more), QWEN, budget=60 * GIB, shared=True)
+            for more in ((), (change,))
+        )
+        assert other.parts["activations and logits"] > one.parts["activations and logits"]
+
+
 def test_the_knobs_that_take_less_take_less():
     base = settings(*WORK, "engine.max_num_seqs=64")
     for change in ("learner.optimizer=adamw8bit", "engine.kv_cache_dtype=fp8"):

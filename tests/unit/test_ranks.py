@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from conf.schema import AlgorithmSettings, LearnerSettings
 from learner import ranks
 from learner.learner import Learner
-from learner.objectives import PolicyGradient
+from learner.objectives import OBJECTIVES
 from learner.ranks import Ranks
 from learner.stats import StepStats
 from tests.rollouts import group, table
@@ -38,20 +38,24 @@ def some_rows(step: int) -> Any:
     )
 
 
-def train(folder: Path, rank: Ranks) -> tuple[torch.Tensor, StepStats]:
+ALGORITHMS: dict[str, dict[str, Any]] = {
+    "grpo": {"kl_coefficient": 0.1},
+    "ppo": {"minibatches": 3, "kl_coefficient": 0.1, "kl_in": "reward", "kl_target": 1e-3},
+    "online_dpo": {},
+}
+
+
+def train(folder: Path, rank: Ranks, name: str) -> tuple[torch.Tensor, StepStats]:
     settings = LearnerSettings(learning_rate=1e-3, micro_batch_tokens=8192)
-    learner = Learner(
-        make_policy(folder),
-        PolicyGradient(AlgorithmSettings(kl_coefficient=0.1), max_tokens=16, term_weights={}),
-        settings,
-    )
+    objective = OBJECTIVES[name](AlgorithmSettings(name, **ALGORITHMS[name]), max_tokens=16, term_weights={})
+    learner = Learner(make_policy(folder), objective, settings)
     learner.ranks = rank
     for step in range(STEPS):
         stats = learner.step(some_rows(step))
     return learner.adapter().flat, stats
 
 
-def one_of(rank: Ranks, folder: Path, answers: Any, ports: Any) -> None:
+def one_of(rank: Ranks, folder: Path, name: str, answers: Any, ports: Any) -> None:
     torch.set_num_threads(1)
     if rank.index == 0:
         store, port = ranks.open_store(HOST)
@@ -60,24 +64,24 @@ def one_of(rank: Ranks, folder: Path, answers: Any, ports: Any) -> None:
     else:
         store = ranks.find_store(HOST, ports.get(timeout=SECONDS), seconds=SECONDS)
     ranks.join(store, rank, host=HOST, device="cpu", seconds=SECONDS)
-    flat, stats = train(folder, rank)
+    flat, stats = train(folder, rank, name)
     answers.put((rank.index, flat.numpy(), stats))
     ranks.leave()
 
 
-@pytest.mark.parametrize("count", [2, 3])
-def test_several_ranks_learn_what_one_does(tiny_model: Path, count: int):
+@pytest.mark.parametrize(("count", "name"), [(2, "grpo"), (3, "grpo"), (2, "ppo"), (2, "online_dpo")])
+def test_several_ranks_learn_what_one_does(tiny_model: Path, count: int, name: str):
     context = multiprocessing.get_context("spawn")
     answers, ports = context.Queue(), context.Queue()
     processes = [
-        context.Process(target=one_of, args=(Ranks(i, count), tiny_model, answers, ports)) for i in range(count)
+        context.Process(target=one_of, args=(Ranks(i, count), tiny_model, name, answers, ports)) for i in range(count)
     ]
     for process in processes:
         process.start()
     found = {index: (flat, stats) for index, flat, stats in (answers.get(timeout=120) for _ in processes)}
     for process in processes:
         process.join()
-    alone, expected = train(tiny_model, Ranks())
+    alone, expected = train(tiny_model, Ranks(), name)
     for index in range(count):
         flat, stats = found[index]
         assert (flat == found[0][0]).all(), "ranks drift apart"

@@ -5,17 +5,19 @@ import io
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from actors.types import Score
 from conf.errors import UsageError
-from report import evaluation
+from learner.stats import StepStats
+from report import evaluation, metrics
 from report.run_folder import RunFolder
 from report.status import show_status
 from report.table import Progress, show_evaluations
-from tests.rollouts import group
+from tests.rollouts import group, table
 
 
 def evaluated(*answers: list[tuple[float, float]]):
@@ -54,7 +56,7 @@ def test_best_constant():
 ROW = {
     "step": 1, "reward": 0.5, "reward_terms": {"numeric": 0.5, "length": 1.0}, "no_signal_share": 0.25, "completion_tokens": 9.5,
     "truncated_share": 0.1, "entropy": 1.0, "reference_kl": None, "mismatch": 1e-5, "lag": 0.0,
-    "rollout_tokens_per_second": 100.0, "learner_tokens_per_second": 50.0, "seconds": 1.0,
+    "rollout_tokens_per_second": 100.0, "learner_tokens_per_second": 50.0, "seconds": 1.0, "warnings": {},
     "workers": {
         "rollout-0": {"open": 3, "losses": 0, "version": 1, "tokens_per_second": 100.0, "seconds": 1.0},
         "reward-0": {"open": 1, "losses": 2},
@@ -102,3 +104,36 @@ def test_the_table_before_and_after():
     show_evaluations(Console(file=out, width=160), records)
     assert "greedy, before (step 0)" in out.getvalue() and "greedy, after (step 9)" in out.getvalue()
     assert "100.0%" in out.getvalue() and "best constant answer ('7')" in out.getvalue()
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_what_goes_wrong_is_said_once(terminal: bool):
+    out = io.StringIO()
+    with Progress(Console(file=out, force_terminal=terminal, width=200), steps=10) as progress:
+        for step in (1, 2, 3):
+            progress.step({**ROW, "step": step, "warnings": {"no_signal": "take other prompts"} if step > 1 else {}})
+    text = out.getvalue()
+    assert "no signal: take other prompts" in text
+    assert terminal or text.count("take other prompts") == 1
+
+
+def test_the_most_frequent_best_answer():
+    groups = [group(ordinal, [1.0, 0.0]) for ordinal in range(4)]
+    numbers: dict[str, Any] = {
+        "workers": ROW["workers"],
+        "seconds": 1.0,
+        "unscorable": 0,
+        "resampled": 0,
+        "given_up": 0,
+    }
+    texts = [["7", "x"], [" 7", "7"], ["7\n", "x"], ["8", "7"]]
+    changed = [
+        dataclasses.replace(
+            one, completions=tuple(dataclasses.replace(c, text=t) for c, t in zip(one.completions, said, strict=True))
+        )
+        for one, said in zip(groups, texts, strict=True)
+    ]
+    row = metrics.step_row(table(changed), StepStats(), version=1, **numbers)
+    assert (row["constant_text"], row["constant_share"]) == ("7", 0.75)
+    few = metrics.step_row(table(changed[:3]), StepStats(), version=1, **numbers)
+    assert (few["constant_text"], few["constant_share"]) == ("", None)
