@@ -58,7 +58,7 @@ class Rollouts:
 @dataclass(frozen=True)
 class MicroBatch:
     """One packed stream. `hidden_index_T` says which stream position predicts completion token t, `row_T` whose it is, and
-    `token_T` where it is among all completion tokens of the batch."""
+    `token_T` where it is among all completion tokens of the batch; `rows` are the completions in it."""
 
     input_ids_S: torch.Tensor
     positions_S: torch.Tensor
@@ -68,6 +68,7 @@ class MicroBatch:
     row_T: torch.Tensor
     token_T: torch.Tensor
     behavior_logprobs_T: torch.Tensor
+    rows: int
 
 
 def micro_batches(
@@ -135,5 +136,5 @@ def _pack(rollouts: Rollouts, rows: list[int], device: torch.device | str) -> Mi
     return MicroBatch(
         tensor(ids), tensor(positions), Packing(segments, device), tensor(hidden_index), tensor(targets), tensor(owners),
         tensor(places),
-        tensor([rollouts.behavior_logprobs[row] for row in rows], torch.float32),
+        tensor([rollouts.behavior_logprobs[row] for row in rows], torch.float32), len(rows),
     )  # fmt: skip

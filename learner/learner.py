@@ -25,7 +25,7 @@ from learner.ranks import Ranks
 from learner.schedule import learning_rate
 from learner.stats import StepStats
 from learner.survey import survey
-from learner.terms import Prepared, Survey, TokenTerms
+from learner.terms import Prepared, TokenTerms
 
 R = TypeVar("R")
 # What a rank adds up over its micro-batches: of the optimizer steps, of the tokens (all but the first two are sums over them),
@@ -46,11 +46,12 @@ FIRST_LOSS_SCALE = 2.0**16
 
 @dataclass(frozen=True)
 class _Batch:
-    """What a step trains on."""
+    """What a step trains on. `columns` has a number for each completion token of the batch, float32 [A] where the policy is:
+    advantages, and as far as they are known old, reference, values and returns."""
 
     rollouts: Rollouts
-    survey: Survey | None
     prepared: Prepared
+    columns: dict[str, torch.Tensor]
 
 
 class Learner:
@@ -105,15 +106,19 @@ class Learner:
 
     def _look(self, table: pa.Table) -> _Batch:
         """Advantages, and what they need to know of the batch."""
-        rollouts = Rollouts.from_table(table)
-        found = None
+        rollouts, found = Rollouts.from_table(table), None
         if self._surveys:
             each = [(row,) for row in range(len(rollouts.token_ids))]
             size = int(rollouts.scored.lengths_N.sum())
             found = self._patiently(
                 lambda: survey(self._share(rollouts, each), size, self.policy, self.objective, self.critic, self.ranks)
             )
-        return _Batch(rollouts, found, self.objective.prepare(rollouts.scored, found))
+        prepared = self.objective.prepare(rollouts.scored, found)
+        known = {"advantages": prepared.advantages_A, "returns": prepared.returns_A}
+        if found is not None:
+            known |= {"old": found.old_logprobs_A, "reference": found.reference_logprobs_A, "values": found.values_A}
+        columns = {n: x.to(self.policy.device, torch.float32) for n, x in known.items() if x is not None}
+        return _Batch(rollouts, prepared, columns)
 
     @property
     def _surveys(self) -> bool:
@@ -139,8 +144,8 @@ class Learner:
     # One optimizer step
 
     def accumulate(self, table: pa.Table) -> dict[str, torch.Tensor]:
-        """Add the gradient of the loss on this rank's rows of `table`, all in one optimizer step, times the loss scale, to the
-        flat gradient, micro-batch by micro-batch; returns SUMS."""
+        """The gradient of the loss on this rank's rows of `table`, all in one optimizer step, times the loss scale, in the flat
+        gradient; returns SUMS."""
         batch = self._look(table)
         return self._accumulate(batch, batch.prepared.units, batch.prepared.used_N)
 
@@ -155,17 +160,17 @@ class Learner:
             if self._loss_scale == 1.0 or bool(flat.grad.isfinite().all()):
                 break
             self._loss_scale = max(1.0, self._loss_scale / 16)
-        for trained in self._trained:
-            assert trained.grad is not None
-            self.ranks.add_up(trained.grad)
+        for gradient in self._gradients:
+            self.ranks.add_up(gradient)
         added, largest = torch.stack([sums[name] for name in SUMS]), sums["mismatch_max"].clone()
         self.ranks.add_up(added)
         self.ranks.maximum(largest)
         return dict(zip(SUMS, added.tolist(), strict=True)) | {"mismatch_max": largest.item()}
 
     @property
-    def _trained(self) -> list[torch.nn.Parameter]:
-        return [self.policy.lora.flat, *([self.critic.flat] if self.critic else [])]
+    def _gradients(self) -> list[torch.Tensor]:
+        trained = [self.policy.lora.flat, *([self.critic.flat] if self.critic else [])]
+        return [parameter.grad for parameter in trained if parameter.grad is not None]
 
     @property
     def _policy_moves(self) -> bool:
@@ -210,13 +215,14 @@ class Learner:
     def _accumulate(
         self, batch: _Batch, units: Sequence[tuple[int, ...]], used_N: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        for trained in self._trained:
-            assert trained.grad is not None
-            trained.grad.zero_()
-        weights_N = self.objective.weights(batch.rollouts.scored, used_N)
+        for gradient in self._gradients:
+            gradient.zero_()
+        scored = batch.rollouts.scored
+        weights_A = scored.per_token(self.objective.weights(scored, used_N)).to(self.policy.device, torch.float32)
+        columns = batch.columns | {"weights": weights_A}
         sums = {name: torch.zeros((), dtype=torch.float64, device=self.policy.device) for name in SUMS}
         for micro_batch in self._share(batch.rollouts, units):
-            for name, value in self._backward(micro_batch, batch, weights_N).items():
+            for name, value in self._backward(micro_batch, columns).items():
                 if name == "mismatch_max":
                     sums[name] = torch.maximum(sums[name], value)
                 else:
@@ -228,30 +234,21 @@ class Learner:
         mine = list(units)[self.ranks.share(costs(rollouts, units))]
         return micro_batches(rollouts, mine, max_tokens=self._micro_batch_tokens, device=self.policy.device)
 
-    def _backward(self, micro_batch: MicroBatch, batch: _Batch, weights_N: torch.Tensor) -> dict[str, torch.Tensor]:
-        o, survey, device = self.objective, batch.survey, self.policy.device
-        entropy_coefficient = o.settings.entropy_coefficient
-
-        def of_batch(values_A: torch.Tensor | None) -> torch.Tensor | None:
-            return None if values_A is None else values_A[micro_batch.token_T.cpu()].to(device, torch.float32)
-
-        reference_logprobs_T = of_batch(survey.reference_logprobs_A) if survey else None
-        if o.needs_reference and reference_logprobs_T is None:
+    def _backward(self, batch: MicroBatch, columns: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        o, entropy_coefficient = self.objective, self.objective.settings.entropy_coefficient
+        here = {name: values_A[batch.token_T] for name, values_A in columns.items()}
+        if o.needs_reference and "reference" not in here:
             with self.policy.reference():
-                reference_logprobs_T = self.policy.logprobs(micro_batch).logprobs_T
-        advantages_T = of_batch(batch.prepared.advantages_A)
-        assert advantages_T is not None
+                here["reference"] = self.policy.logprobs(batch).logprobs_T
         terms = TokenTerms(
-            rows_T=micro_batch.row_T,
-            advantages_T=advantages_T,
-            weights_T=weights_N[micro_batch.row_T.cpu()].to(device, torch.float32),
-            behavior_logprobs_T=micro_batch.behavior_logprobs_T,
-            old_logprobs_T=of_batch(survey.old_logprobs_A) if survey and self._optimizer_steps > 1 else None,
-            reference_logprobs_T=reference_logprobs_T if o.needs_reference else None,
-        )
+            rows_T=batch.row_T, advantages_T=here["advantages"], weights_T=here["weights"],
+            behavior_logprobs_T=batch.behavior_logprobs_T,
+            old_logprobs_T=here.get("old") if self._optimizer_steps > 1 else None,
+            reference_logprobs_T=here.get("reference"),
+        )  # fmt: skip
         with torch.set_grad_enabled(self._policy_moves):
             policy_logprobs_T, entropy_T, hidden_TH = self.policy.logprobs(
-                micro_batch, entropy_moves=entropy_coefficient != 0, keep_hidden=o.has_critic
+                batch, entropy_moves=entropy_coefficient != 0, keep_hidden=o.has_critic
             )
             loss = o.loss(terms, policy_logprobs_T)
             if entropy_coefficient:
@@ -260,21 +257,19 @@ class Learner:
             (loss * self._loss_scale).backward()
         policy_logprobs_T, entropy_T = policy_logprobs_T.detach(), entropy_T.detach()
         old_logprobs_T = policy_logprobs_T if terms.old_logprobs_T is None else terms.old_logprobs_T
-        mismatch_T = (old_logprobs_T - micro_batch.behavior_logprobs_T).abs()
+        mismatch_T = (old_logprobs_T - batch.behavior_logprobs_T).abs()
         clipped_T, capped_T = o.cut(terms, policy_logprobs_T)
         sums = {
-            "loss": loss.detach(), "tokens": loss.new_tensor(len(mismatch_T)),
-            "rows": loss.new_tensor(len(micro_batch.row_T.unique_consecutive())),
-            "stream_tokens": loss.new_tensor(len(micro_batch.input_ids_S)),
+            "loss": loss.detach(), "tokens": loss.new_tensor(len(mismatch_T)), "rows": loss.new_tensor(batch.rows),
+            "stream_tokens": loss.new_tensor(len(batch.input_ids_S)),
             "mismatch": mismatch_T.sum(), "mismatch_max": mismatch_T.max(), "entropy": entropy_T.sum(),
             "clipped_share": clipped_T.sum(), "capped_share": capped_T.sum(),
         }  # fmt: skip
-        if reference_logprobs_T is not None:
-            sums["reference_kl"] = kl.k3(policy_logprobs_T, reference_logprobs_T).sum()
+        if "reference" in here:
+            sums["reference_kl"] = kl.k3(policy_logprobs_T, here["reference"]).sum()
         if self.critic is not None:
-            old_values_T, returns_T = of_batch(survey and survey.values_A), of_batch(batch.prepared.returns_A)
-            assert hidden_TH is not None and old_values_T is not None and returns_T is not None
-            value_loss = self.critic.loss(hidden_TH, old_values_T, returns_T, terms.weights_T)
+            assert hidden_TH is not None
+            value_loss = self.critic.loss(hidden_TH, here["values"], here["returns"], here["weights"])
             value_loss.backward()
             sums["value_loss"] = value_loss.detach()
         return sums
@@ -294,10 +289,9 @@ class Learner:
         if self.objective.needs_reference or self.objective.surveys_reference:
             stats.reference_kl = total["reference_kl"] / tokens
             stats.kl_coefficient = self.objective.kl_coefficient
-        if self.critic is not None and batch.survey is not None and batch.survey.values_A is not None:
-            assert prepared.returns_A is not None
-            used_A = batch.rollouts.scored.per_token(prepared.used_N)
-            returns, values = prepared.returns_A[used_A], batch.survey.values_A[used_A]
+        if self.critic is not None:
+            used_A = batch.rollouts.scored.per_token(prepared.used_N).to(self.policy.device)
+            returns, values = (batch.columns[name][used_A] for name in ("returns", "values"))
             stats.value_loss = total["value_loss"] / steps
             stats.explained_variance = float(1 - (returns - values).var() / returns.var().clamp_min(1e-12))
         stats.pairs, stats.ties = prepared.pairs, prepared.ties

@@ -160,7 +160,7 @@ class PolicyGradient:
                 old_logprobs_T, terms.behavior_logprobs_T, terms.rows_T,
                 cap=s.importance_cap, level=s.importance_level, mode=s.importance_mode,
             )  # fmt: skip
-        if terms.reference_logprobs_T is not None:
+        if self.needs_reference and terms.reference_logprobs_T is not None:
             estimate = kl.ESTIMATORS[s.kl_estimator]
             loss_T = loss_T + self.kl_coefficient * estimate(policy_logprobs_T, terms.reference_logprobs_T)
         return (loss_T * terms.weights_T).sum()
