@@ -92,6 +92,7 @@ class VllmEngine:
         self._tokenizer = tokenizer
         self._eos = list(eos_token_ids)
         self._options = options
+        self._share_of_memory = _share_of_memory(options.device)
         self._engine = _start(options, layout)
         skip_idle_bookkeeping(self._engine)
         self._slot = self._open_slot(layout)
@@ -130,11 +131,18 @@ class VllmEngine:
     def release_cache(self) -> None:
         if self._options.release_cache:
             self._engine.sleep(1)
+            # Unmapped, it still counts as taken with torch.
+            self._limit_memory(more=self._options.kv_cache_bytes)
 
     def restore_cache(self) -> None:
         if self._options.release_cache:
             torch.cuda.empty_cache()  # what the learner held and left
+            self._limit_memory()
             self._engine.wake_up()
+
+    def _limit_memory(self, more: int = 0) -> None:
+        share = self._share_of_memory + more / torch.cuda.get_device_properties().total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, share))
 
     def close(self) -> None:
         self._engine.engine_core.shutdown()

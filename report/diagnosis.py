@@ -12,7 +12,7 @@ RECENT = 5
 
 
 class Diagnosis:
-    """Remembers as much of a run's lines as its rules need. `optimizer_steps` a batch say whether anything can be clipped."""
+    """Remembers as much of a run's lines as the rules need, `rows` first."""
 
     def __init__(self, rows: Sequence[Row] = ()) -> None:
         self._first: list[Row] = []

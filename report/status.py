@@ -10,7 +10,7 @@ from rich.console import Console
 from conf.errors import UsageError
 from report import metrics
 from report.run_folder import Layout
-from report.table import columns, one_line, workers_table
+from report.table import columns, one_line, warnings_of, workers_table
 
 
 def show_status(console: Console, folder: Path) -> None:
@@ -27,6 +27,7 @@ def show_status(console: Console, folder: Path) -> None:
         age = time.time() - paths.metrics.stat().st_mtime
         lines.append(f"the last step ended {age:.0f} s ago:")
         lines.append(one_line(columns(rows[-1], steps, "")))
+        lines += warnings_of(rows[-1]).values()
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     if rows:

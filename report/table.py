@@ -38,11 +38,11 @@ class Progress:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def step(self, row: Mapping[str, Any]) -> None:
-        fresh = {name: text for name, text in row["warnings"].items() if name not in self._warned}
-        self._warned = set(row["warnings"])
+        warnings = warnings_of(row)
         if self._live is None:
-            for name, text in fresh.items():
-                self.note(f"step {row['step']}: {name.replace('_', ' ')}: {text}")
+            for name in [name for name in warnings if name not in self._warned]:
+                self.note(f"step {row['step']}: {warnings[name]}")
+        self._warned = set(warnings)
         self._rows.append(row)
         self._times.append(time.monotonic())
         cells = columns(row, self._steps, self._eta(row["step"]))
@@ -54,8 +54,8 @@ class Progress:
             table.add_column(name, justify="right", no_wrap=True)
         for shown in self._rows:
             table.add_row(*columns(shown, self._steps, self._eta(row["step"]) if shown is row else "").values())
-        warnings = [Text(f"{name.replace('_', ' ')}: {text}", style="yellow") for name, text in row["warnings"].items()]
-        self._live.update(Group(table, workers_table(row["workers"]), *warnings), refresh=True)
+        lines = [Text(line, style="yellow") for line in warnings.values()]
+        self._live.update(Group(table, workers_table(row["workers"]), *lines), refresh=True)
 
     def _eta(self, step: int) -> str:
         if len(self._times) < 2:
@@ -86,6 +86,11 @@ def columns(row: Mapping[str, Any], steps: int, eta: str) -> dict[str, str]:
         "s": f"{row['seconds']:.2f}",
         "left": eta,
     }
+
+
+def warnings_of(row: Mapping[str, Any]) -> dict[str, str]:
+    """What report.diagnosis says of a step, by name, each as a line."""
+    return {name: f"{name.replace('_', ' ')}: {text}" for name, text in row.get("warnings", {}).items()}
 
 
 def one_line(cells: Mapping[str, str]) -> str:

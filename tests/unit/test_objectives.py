@@ -250,3 +250,45 @@ def test_what_does_not_count():
     close(found[[0, 1, 17]], f64(1, 0, 0) - 1 / 3)
     online = objective("online_dpo", mask_truncated=True).prepare(batch, None)
     assert (online.units, online.pairs, online.ties) == ([(0, 2)], 1, 1)
+
+
+# One group: rewards 1 and 0, two tokens and one, ratios 3/2, 1 and 1/2 to an old probability of 1/e. Of its advantages,
+# GROUP is (r - mean) / (std + epsilon), BATCH that of a token whose return is 1 among returns 1, 1, 0.
+GROUP = 0.5 / (math.sqrt(0.5) + 1e-4)
+BATCH = (1 / 3) / (math.sqrt(1 / 3) + 1e-4)
+POLICY = [-1 + math.log(1.5), -1.0, -1 + math.log(0.5)]
+ROOT = math.sqrt(1.5)  # the ratio of the completion of two
+TINY = 1 / (1 + 3**0.1)  # sigmoid(-0.1 log 3)
+BY_HAND: dict[str, tuple[dict[str, float], float, list[float]]] = {
+    # 1.2 and 0.8 are clipped: only the middle token has a gradient.
+    "grpo": ({}, GROUP * (-1.2 / 4 - 1 / 4 + 0.8 / 2), [0, -GROUP / 4, 0]),
+    "dr_grpo": ({}, 0.5 * (-1.2 - 1 + 0.8) / 8, [0, -0.5 / 8, 0]),
+    "dapo": ({"clip_high": 0.28}, GROUP * (-1.28 - 1 + 0.8) / 3, [0, -GROUP / 3, 0]),
+    "gspo": ({"clip_high": 1.0}, GROUP * (-ROOT + 0.8) / 2, [-GROUP * ROOT / 4, -GROUP * ROOT / 4, 0]),
+    "cispo": (
+        {"clip_low": 1.0},
+        GROUP * (-1.2 * POLICY[0] - POLICY[1] + 0.5 * POLICY[2]) / 3,
+        [-1.2 * GROUP / 3, -GROUP / 3, 0.5 * GROUP / 3],
+    ),
+    "rloo": ({}, (-POLICY[0] - POLICY[1] + POLICY[2]) / 2, [-0.5, -0.5, 0.5]),
+    "reinforce_pp": ({}, BATCH * (-1.2 - 1 + 2 * 0.8) / 3, [0, -BATCH / 3, 0]),
+    # Values of 1/2 everywhere move the returns to 1/2, 1/2 and -1/2, which are the same once normalised.
+    "ppo": ({}, BATCH * (-1.2 - 1 + 2 * 0.8) / 3, [0, -BATCH / 3, 0]),
+    "online_dpo": ({}, math.log(1 + 3**-0.1), [-0.1 * TINY, -0.1 * TINY, 0.1 * TINY]),
+}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_loss_and_gradient_of_each_algorithm_by_hand(name: str):
+    changed, expected, gradient = BY_HAND[name]
+    one = OBJECTIVES[name](AlgorithmSettings(name=name, **changed), max_tokens=4, term_weights={})  # type: ignore[arg-type]
+    batch, old = scored(f64(1, 0), torch.tensor([0, 0]), torch.tensor([2, 1])), f64(-1, -1, -1)
+    prepared = one.prepare(batch, Survey(old, old, f64(0.5, 0.5, 0.5)))
+    rows = torch.tensor([0, 0, 1])
+    weights = one.weights(batch, prepared.used_N).double()[rows]
+    policy = f64(*POLICY).requires_grad_()
+    loss = one.loss(TokenTerms(rows, prepared.advantages_A, weights, old, old, old), policy)
+    loss.backward()
+    assert prepared.units == ([(0, 1)] if name == "online_dpo" else [(0,), (1,)])
+    assert loss.item() == pytest.approx(expected, abs=1e-7)
+    close(policy.grad, f64(*gradient), atol=1e-7, rtol=1e-6)
