@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import pyarrow as pa
 import torch
@@ -20,9 +20,9 @@ from learner.batch import MicroBatch, Rollouts, costs, micro_batches
 from learner.critic import Critic
 from learner.memory import WITHOUT_GPU
 from learner.objectives import Objective
+from learner.optimizer import adamw, learning_rate
 from learner.policy import Policy
 from learner.ranks import Ranks
-from learner.schedule import learning_rate
 from learner.stats import StepStats
 from learner.survey import survey
 from learner.terms import Prepared, TokenTerms
@@ -68,7 +68,7 @@ class Learner:
         self._micro_batch_tokens = settings.micro_batch_tokens or WITHOUT_GPU["micro_batch_tokens"]
         self._has_halved = False
         self._loss_scale = FIRST_LOSS_SCALE if policy.dtype == torch.float16 else 1.0
-        self.optimizer = _optimizer(policy.lora.flat, settings)
+        self.optimizer = adamw(policy.lora.flat, settings)
         self.critic = (
             Critic(policy.hidden_size, objective.settings, device=policy.device) if objective.has_critic else None
         )
@@ -304,15 +304,3 @@ class Learner:
         if target is not None and stats.reference_kl is not None:
             coefficient = self.objective.kl_coefficient
             self.objective.kl_coefficient = kl.adapted(coefficient, measured=stats.reference_kl, target=target)
-
-
-def _optimizer(flat: torch.nn.Parameter, settings: LearnerSettings) -> torch.optim.Optimizer:
-    arguments: Any = {
-        "lr": settings.learning_rate, "betas": (settings.adam_beta1, settings.adam_beta2),
-        "weight_decay": settings.weight_decay,
-    }  # fmt: skip
-    if settings.optimizer == "adamw8bit":
-        from bitsandbytes.optim import AdamW8bit
-
-        return AdamW8bit([flat], **arguments)
-    return torch.optim.AdamW([flat], fused=True, **arguments)

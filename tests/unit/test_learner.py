@@ -13,7 +13,7 @@ from conf.schema import LearnerSettings
 from learner import checkpoint
 from learner.learner import Learner
 from learner.objectives import OBJECTIVES
-from learner.schedule import learning_rate
+from learner.optimizer import learning_rate
 from tests.unit.test_policy import a_table, make_policy
 
 FAST = LearnerSettings(learning_rate=1e-3, micro_batch_tokens=8192)
