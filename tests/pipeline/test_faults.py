@@ -49,7 +49,7 @@ def test_a_learner_ends_at_the_worst_places(run: Callable, tmp_path: Path):
     folder, settings = tmp_path / "run", ("run.steps=20", "run.checkpoint_every=2", "runtime.learner_seconds=15")
     for place in faults.PLACES:
         running, done = run(*settings, prepare=faults.install), steps_of(folder)
-        wait_for(lambda done=done: steps_of(folder) > done)
+        wait_for(lambda done=done: steps_of(folder) > done, seconds=120)
         (folder / place).touch()
         code, output = running.wait()
         assert code == 3 and "learner-0" in output and not (folder / place).exists(), output
