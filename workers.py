@@ -92,8 +92,8 @@ def make_replay(settings: Settings, journal: Path, ledger: Ledger, version: int)
         fresh = max(versions) <= version and version - min(versions) <= max_staleness
         return fresh and not ledger.is_finished(batch.column("ordinal")[0].as_py())
 
-    capacity = 2 * settings.algorithm.prompts_per_step * (1 + max_staleness)
     a = settings.algorithm
+    capacity = 2 * a.prompts_per_step * (1 + max_staleness)
     max_flat = round(a.max_resampled * a.prompts_per_step) if a.flat_groups == "resample" else 0
     replay = Replay(journal, capacity=capacity, quorum=settings.reward.quorum, max_flat=max_flat)
     replay.recover(usable)

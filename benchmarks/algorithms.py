@@ -1,6 +1,6 @@
 """Every algorithm beside GRPO, with the settings of its preset.
 
-python -m benchmarks.algorithms cost [case] [override ...]: the learner's time and memory on the same random rows of
+python -m benchmarks.algorithms cost [--case w] [override ...]: the learner's time and memory on the same random rows of
 benchmarks/work.py, one JSON line each. python -m benchmarks.algorithms learn [override ...]: the runs of experiment=sums, 60
 steps each on one engine: reward every tenth step, accuracy before and after, and seconds. `--only name ...` (last) takes some.
 """

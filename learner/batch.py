@@ -7,6 +7,7 @@ tokens (the ones with a log-probability).
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -48,7 +49,7 @@ class Rollouts:
         )
         return cls(token_ids, table.column("prompt_length").to_numpy(), logprobs, scored)
 
-    @property
+    @cached_property
     def starts_N(self) -> np.ndarray:
         """Where each completion's tokens begin when all completions follow each other."""
         lengths = self.scored.lengths_N.numpy()

@@ -3,12 +3,24 @@
 Every rule compares the last RECENT steps, and some of them with the first ones, so that one odd step says nothing.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from statistics import mean
 from typing import Any
 
 Row = Mapping[str, Any]
 RECENT = 5
+
+
+class Means:
+    """The mean of a column over `rows`; NaN, for which no comparison holds, where it was not measured."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.rows = rows
+
+    def __getitem__(self, name: str) -> float:
+        values = [row[name] for row in self.rows if row.get(name) is not None]
+        return mean(values) if values else math.nan
 
 
 class Diagnosis:
@@ -27,17 +39,13 @@ class Diagnosis:
         self._last = [*self._last, row][-RECENT:]
         if len(self._last) < RECENT:
             return {}
-        return {name: text for name, rule in RULES.items() if (text := rule(self._first, self._last)) is not None}
+        first, last = Means(self._first), Means(self._last)
+        return {name: text for name, rule in RULES.items() if (text := rule(first, last)) is not None}
 
 
-def _mean(rows: Sequence[Row], name: str) -> float | None:
-    values = [row[name] for row in rows if row.get(name) is not None]
-    return mean(values) if values else None
-
-
-def no_signal(first: Sequence[Row], last: Sequence[Row]) -> str | None:
-    share, reward = _mean(last, "no_signal_share"), _mean(last, "reward")
-    if share is None or share < 0.8:
+def no_signal(first: Means, last: Means) -> str | None:
+    share, reward = last["no_signal_share"], last["reward"]
+    if not (share >= 0.8):
         return None
     return (
         f"in {share:.0%} of the groups all answers score the same (reward {reward:.2f}), so that they teach nothing: take "
@@ -46,9 +54,9 @@ def no_signal(first: Sequence[Row], last: Sequence[Row]) -> str | None:
     )
 
 
-def entropy_collapse(first: Sequence[Row], last: Sequence[Row]) -> str | None:
-    before, now = _mean(first, "entropy"), _mean(last, "entropy")
-    if before is None or now is None or now > 0.1 or now > before / 5:
+def entropy_collapse(first: Means, last: Means) -> str | None:
+    before, now = first["entropy"], last["entropy"]
+    if not (now <= 0.1 and now <= before / 5):
         return None
     return (
         f"entropy fell from {before:.2f} to {now:.3f}: answers hardly differ any more, so that little more can be learned; "
@@ -57,9 +65,9 @@ def entropy_collapse(first: Sequence[Row], last: Sequence[Row]) -> str | None:
     )
 
 
-def length_explosion(first: Sequence[Row], last: Sequence[Row]) -> str | None:
-    (before, now), cut = (_mean(rows, "completion_tokens") for rows in (first, last)), _mean(last, "truncated_share")
-    if before is None or now is None or cut is None or now < 1.5 * before or cut < 0.3:
+def length_explosion(first: Means, last: Means) -> str | None:
+    before, now, cut = first["completion_tokens"], last["completion_tokens"], last["truncated_share"]
+    if not (now >= 1.5 * before and cut >= 0.3):
         return None
     return (
         f"answers grew from {before:.0f} to {now:.0f} tokens and {cut:.0%} are cut off: algorithm.overlong_buffer=0.2 takes "
@@ -67,9 +75,9 @@ def length_explosion(first: Sequence[Row], last: Sequence[Row]) -> str | None:
     )
 
 
-def cut_off(first: Sequence[Row], last: Sequence[Row]) -> str | None:
-    share = _mean(last, "truncated_share")
-    if share is None or share < 0.9 or length_explosion(first, last):
+def cut_off(first: Means, last: Means) -> str | None:
+    share = last["truncated_share"]
+    if not (share >= 0.9 and not length_explosion(first, last)):
         return None
     return (
         f"{share:.0%} of the answers are cut off at the limit: raise sampling.max_tokens, or ask for short answers in "
@@ -77,9 +85,9 @@ def cut_off(first: Sequence[Row], last: Sequence[Row]) -> str | None:
     )
 
 
-def kl_runaway(first: Sequence[Row], last: Sequence[Row]) -> str | None:
-    before, now = _mean(first, "reference_kl"), _mean(last, "reference_kl")
-    if before is None or now is None or now < 0.5 or now < 5 * before:
+def kl_runaway(first: Means, last: Means) -> str | None:
+    before, now = first["reference_kl"], last["reference_kl"]
+    if not (now >= 0.5 and now >= 5 * before):
         return None
     return (
         f"KL to the base model rose from {before:.3f} to {now:.2f} nats a token: raise algorithm.kl_coefficient (or "
@@ -87,9 +95,8 @@ def kl_runaway(first: Sequence[Row], last: Sequence[Row]) -> str | None:
     )
 
 
-def never_clipped(first: Sequence[Row], last: Sequence[Row]) -> str | None:
-    share = _mean(last, "clipped_share")
-    if share is None or share > 1e-5:
+def never_clipped(first: Means, last: Means) -> str | None:
+    if not (last["clipped_share"] <= 1e-5):
         return None
     return (
         "the clip never cuts anything although a batch takes several optimizer steps: they change little; raise "
@@ -97,9 +104,9 @@ def never_clipped(first: Sequence[Row], last: Sequence[Row]) -> str | None:
     )
 
 
-def always_clipped(first: Sequence[Row], last: Sequence[Row]) -> str | None:
-    share = _mean(last, "clipped_share")
-    if share is None or share < 0.4:
+def always_clipped(first: Means, last: Means) -> str | None:
+    share = last["clipped_share"]
+    if not (share >= 0.4):
         return None
     return (
         f"the clip cuts off {share:.0%} of the tokens: the steps of a batch lead too far from where it was sampled; lower "
@@ -107,31 +114,31 @@ def always_clipped(first: Sequence[Row], last: Sequence[Row]) -> str | None:
     )
 
 
-def mismatch(first: Sequence[Row], last: Sequence[Row]) -> str | None:
-    apart, capped, lag = _mean(last, "mismatch"), _mean(last, "capped_share"), _mean(last, "lag")
-    if apart is None or capped is None or (apart < 0.1 and capped < 0.05):
+def mismatch(first: Means, last: Means) -> str | None:
+    apart, capped = last["mismatch"], last["capped_share"]
+    if not (apart >= 0.1 or capped >= 0.05):
         return None
-    what = "runtime.max_staleness lower" if lag else "model.dtype=float32, engine.kv_cache_dtype=auto"
+    what = "runtime.max_staleness lower" if last["lag"] > 0 else "model.dtype=float32, engine.kv_cache_dtype=auto"
     return (
         f"engine and learner differ by {apart:.2f} in a token's log-probability, and {capped:.0%} of the importance weights "
         f"are over their cap: {what}, or algorithm.importance_mode=mask"
     )
 
 
-def constant_answers(first: Sequence[Row], last: Sequence[Row]) -> str | None:
-    share = _mean(last, "constant_share")
-    if share is None or share < 0.8:
+def constant_answers(first: Means, last: Means) -> str | None:
+    share = last["constant_share"]
+    if not (share >= 0.8):
         return None
-    text = last[-1]["constant_text"]
+    text = last.rows[-1]["constant_text"]
     return (
         f"{text!r} is the best answer to {share:.0%} of the prompts: the reward may be had without an answer; look at "
         "completions/, at what reward.terms give to that text, and at how often the data's answer is the same"
     )
 
 
-def blind_critic(first: Sequence[Row], last: Sequence[Row]) -> str | None:
-    explained = _mean(last, "explained_variance")
-    if explained is None or explained > 0 or first[0]["step"] == last[0]["step"]:
+def blind_critic(first: Means, last: Means) -> str | None:
+    explained = last["explained_variance"]
+    if not (explained <= 0 and last["step"] > first["step"]):
         return None
     return (
         f"the critic explains nothing of the returns (explained variance {explained:.2f}): algorithm.critic_warmup_steps=10, "
@@ -139,7 +146,7 @@ def blind_critic(first: Sequence[Row], last: Sequence[Row]) -> str | None:
     )
 
 
-RULES: dict[str, Callable[[Sequence[Row], Sequence[Row]], str | None]] = {
+RULES: dict[str, Callable[[Means, Means], str | None]] = {
     rule.__name__: rule
     for rule in (
         no_signal, entropy_collapse, length_explosion, cut_off, kl_runaway, never_clipped, always_clipped, mismatch,
