@@ -90,8 +90,6 @@ class Stop:
 
 def run(settings: Settings) -> int:
     """One run from its settings to its exit code: 0, or 128 + the signal that stopped it."""
-    # Read when torch is imported: memory grows in place, so that it neither fragments nor peaks.
-    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     # What libraries say while they are imported, and a user can do nothing about.
     for name in ("bitsandbytes", "torch._library.triton"):
         logging.getLogger(name).setLevel(logging.ERROR)

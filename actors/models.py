@@ -240,6 +240,15 @@ def load_base_model(
             bnb_4bit_compute_dtype=getattr(torch, dtype), llm_int8_skip_modules=["lm_head", *keep_16bit],
         )  # fmt: skip
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(source.path, **arguments)
+    for module in model.modules():
+        keep_packing(module)
     model.requires_grad_(False)
     model.config.use_cache = False
     return model
+
+
+def keep_packing(module: Any) -> None:
+    """Keep bitsandbytes from packing a linear layer's nf4 weight anew for some CPUs (`Linear4bit.forward`): whoever else reads
+    it would not know."""
+    if hasattr(module, "support_avx512bf16_for_cpu"):
+        module.support_avx512bf16_for_cpu = False

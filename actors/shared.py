@@ -13,7 +13,7 @@ import torch
 from accelerate import init_empty_weights
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from actors.models import ModelSource
+from actors.models import ModelSource, keep_packing
 from conf.errors import UsageError
 
 
@@ -105,6 +105,7 @@ def _become_nf4(model: PreTrainedModel, owner: str, weight: Nf4Weight) -> None:
         weight.packed, requires_grad=False, quant_state=weight.state, blocksize=weight.state.blocksize,
         compress_statistics=weight.state.nested, quant_type=weight.state.quant_type, bnb_quantized=True, module=new,
     )  # fmt: skip
+    keep_packing(new)
     new.bias = old.bias
     new.quant_state = weight.state
     model.set_submodule(owner, new.requires_grad_(False))

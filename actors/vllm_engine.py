@@ -241,8 +241,10 @@ def _start(options: VllmOptions, layout: AdapterLayout) -> Any:
             logprobs_mode="processed_logprobs",
             disable_log_stats=True,
             use_tqdm_on_load=False,
-            # Every request carries the adapter, so graphs without it would never be used.
+            # Every request carries the adapter, so graphs without it would never be used; nor would those for steps with a
+            # prompt in them, which has more tokens than the largest.
             compilation_config={  # type: ignore[arg-type]
+                "cudagraph_mode": "FULL_DECODE_ONLY",
                 "cudagraph_specialize_lora": False,
                 "max_cudagraph_capture_size": options.max_num_seqs,
             },

@@ -35,6 +35,9 @@ class Rank(Worker):
         mend_layers(DEVICE)
         if DEVICE == "cpu":
             exchange_over_gloo()
+        else:
+            # Ranks show one another what their graphs reduce, which memory that grows in place cannot be.
+            torch._C._accelerator_setAllocatorSettings("expandable_segments:False")
         super().__init__(*args, **kwargs)
 
     def init_device(self) -> None:

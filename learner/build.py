@@ -1,5 +1,6 @@
 """From settings to a Learner: first what fits, then the model with the engine's weights or its own."""
 
+import os
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,6 +20,8 @@ from learner.attention import NAME
 from learner.learner import Learner
 from learner.objectives import OBJECTIVES
 from learner.policy import Policy
+
+GROW_IN_PLACE = "expandable_segments:True"
 
 
 @dataclass(frozen=True)
@@ -71,8 +74,19 @@ def draw(
     free = min(free, int(_share_of_gpu(settings, roles) * total))
     budget = int(0.9 * free) if limit is None else min(int(limit * memory.GIB), free)
     plan = memory.plan(settings, shape, budget=budget, shared=settings.engine.share_weights != "never", roles=roles)
+    _let_memory_grow_in_place()
     torch.cuda.set_per_process_memory_fraction(plan.allocator_bytes / total)
     return Blueprint(plan.settings, machine, source, skeleton, shape, layout, plan.lines())
+
+
+def _let_memory_grow_in_place() -> None:
+    """Have torch's allocator extend a segment rather than add one, so that memory neither fragments nor peaks, unless the
+    environment already configures it."""
+    if os.environ.keys() & {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"}:
+        return
+    # vLLM looks here before it pools memory, which cannot grow so.
+    os.environ["PYTORCH_CUDA_ALLOC_CONF"] = GROW_IN_PLACE
+    torch._C._accelerator_setAllocatorSettings(GROW_IN_PLACE)
 
 
 def _share_of_gpu(settings: Settings, roles: frozenset[str]) -> float:

@@ -18,10 +18,10 @@ from conf.schema import Settings
 GIB = 2**30
 ENTRY = 2  # bytes of a 16-bit value
 BLOCK = 32  # tokens by which a sequence's cache is rounded up, at most
-# What the driver counts and torch does not: CUDA context, libraries and graphs, and their growth with the batch. Graphs with two
-# branches (actors/lora_ops.py) take more than those with one: 0.20 GiB with 8 sequences, 0.53 to 0.58 from 64 on.
-OUTSIDE_TORCH, OUTSIDE_PER_SEQUENCE = 0.80, 0.0015
-BRANCHES, BRANCHES_PER_SEQUENCE, MOST_BRANCHES = 0.175, 0.0065, 0.58
+# What the driver counts and torch does not: CUDA context, libraries and graphs, and their growth with the batch.
+OUTSIDE_TORCH, OUTSIDE_PER_SEQUENCE = 0.86, 0.0014
+# What vLLM keeps whether it samples or not: counts of tokens for each sequence, logits to cut, and the workspaces of cuBLAS.
+LOGITS_TO_CUT, WORKSPACES = 128, 4 * 33 * 2**20
 RESERVE = 0.03  # of the budget: fragments between blocks
 MOST_SEQUENCES = 512
 MICRO_BATCHES = (49152, 24576, 16384, 8192, 4096, 2048, 1024)
@@ -201,11 +201,6 @@ def _filled(settings: Settings, **values: Any) -> Settings:
     return dataclasses.replace(settings, engine=fill(settings.engine), learner=fill(settings.learner))
 
 
-def _outside_torch(sequences: int) -> int:
-    branches = min(MOST_BRANCHES, BRANCHES + BRANCHES_PER_SEQUENCE * sequences)
-    return int((OUTSIDE_TORCH + OUTSIDE_PER_SEQUENCE * sequences + branches) * GIB)
-
-
 def _kv_bytes(settings: Settings) -> int:
     assert settings.engine.kv_cache_gib is not None
     return int(settings.engine.kv_cache_gib * GIB)
@@ -242,12 +237,13 @@ def _parts(
         logits *= 4  # and what it is made of
     prefill = (e.max_num_batched_tokens or 2048) * ENTRY * (4 * shape.hidden + 4 * shape.intermediate) + unpacked
     sampling = e.max_num_seqs * shape.vocabulary * (ENTRY + 4 + 4)
+    buffers = (e.max_num_seqs + LOGITS_TO_CUT) * shape.vocabulary * 4 + WORKSPACES
     # The engine and the learner take turns, and torch's allocator serves both.
     kv, of_learner, of_engine = _kv_bytes(settings), learning + logits, prefill + sampling
     if "learner" not in roles:
         of_learner = 0
     if "rollout" not in roles:
-        kv = of_engine = 0
+        kv = of_engine = buffers = 0
     if e.release_cache:
         in_turns = {"activations and logits, or the cache": max(of_learner, kv + of_engine)}
     else:
@@ -256,7 +252,8 @@ def _parts(
         "base weights" + ("" if shared else " (two copies)"): weights if shared else 2 * weights,
         "adapter, gradient and optimizer": lora,
         **in_turns,
-        "CUDA context and graphs": _outside_torch(e.max_num_seqs),
+        "the engine's buffers": buffers,
+        "CUDA context and graphs": int((OUTSIDE_TORCH + OUTSIDE_PER_SEQUENCE * e.max_num_seqs) * GIB),
         "reserve": int(RESERVE * budget),
     }
 

@@ -50,6 +50,20 @@ def test_an_attached_model_is_the_lender_without_a_copy(tiny_model: Path, quanti
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
 
+def test_nf4_weights_stay_as_they_are_while_the_lender_samples(smollm2: str):
+    lent = lender(Path(smollm2), "nf4").eval()
+    weights = {name: w for name, w in weights_of(lent).items() if isinstance(w, Nf4Weight)}
+    before = {name: (w.packed.clone(), dequantize_4bit(w.packed, w.state)) for name, w in weights.items()}
+    model = attach(skeleton(Path(smollm2)), weights_of(lent), device="cpu")
+    with torch.no_grad():
+        lent(torch.arange(2, 40)[None])
+    for name, parameter in model.named_parameters():
+        if name in before:
+            packed, unpacked = before[name]
+            torch.testing.assert_close(parameter.data, packed, atol=0, rtol=0)
+            torch.testing.assert_close(dequantize_4bit(parameter.data, weights[name].state), unpacked, atol=0, rtol=0)
+
+
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
 def test_gradients_over_lent_weights_are_those_over_own_ones(tiny_model: Path, quantization: str):
     from conf.schema import AlgorithmSettings, LearnerSettings
