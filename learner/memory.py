@@ -165,7 +165,7 @@ def _candidates(settings: Settings, shape: ModelShape, budget: int) -> Iterator[
     """Full concurrency before a smaller one; for each, what keeps activations longest and packs most tokens."""
     a, length = settings.algorithm, _longest(settings)
     wanted = min(MOST_SEQUENCES, a.prompts_per_step * a.group_size * (1 + settings.runtime.max_staleness))
-    batch_tokens = a.prompts_per_step * (settings.data.max_prompt_tokens + a.group_size * settings.sampling.max_tokens)
+    batch_tokens = _batch(settings)
     chunk = 2 ** math.floor(math.log2(max(128, min(4096, 0.04 * budget / (ENTRY * shape.vocabulary)))))
     sequences = [max(1, wanted >> i) for i in range(wanted.bit_length())]
     # Checkpointing, offloading, lending the cache. With lag, sequences are under way while the learner works.
@@ -210,6 +210,12 @@ def _longest(settings: Settings) -> int:
     return settings.data.max_prompt_tokens + settings.sampling.max_tokens
 
 
+def _batch(settings: Settings) -> int:
+    """Tokens of a batch at full length, in which a group's prompt comes once."""
+    a = settings.algorithm
+    return a.prompts_per_step * (settings.data.max_prompt_tokens + a.group_size * settings.sampling.max_tokens)
+
+
 def _parts(
     settings: Settings, shape: ModelShape, budget: int, *, shared: bool, roles: frozenset[str]
 ) -> dict[str, int]:
@@ -220,7 +226,7 @@ def _parts(
     # The learner holds float32 weights, gradient, moments and a 16-bit cast; the engine its slot and a staging copy.
     lora = shape.lora * ((4 + 4 + moments + ENTRY) * ("learner" in roles) + 2 * ENTRY * ("rollout" in roles))
     shared |= roles != BOTH
-    tokens = max(t.micro_batch_tokens, _longest(settings))
+    tokens = max(min(t.micro_batch_tokens, _batch(settings)), _longest(settings))
     if t.offload_activations:
         kept = 3 * ENTRY * shape.hidden + shape.saved_per_layer
     elif t.gradient_checkpointing:
