@@ -74,12 +74,12 @@ def draw(
     free = min(free, int(_share_of_gpu(settings, roles) * total))
     budget = int(0.9 * free) if limit is None else min(int(limit * memory.GIB), free)
     plan = memory.plan(settings, shape, budget=budget, shared=settings.engine.share_weights != "never", roles=roles)
-    _let_memory_grow_in_place()
+    let_memory_grow_in_place()
     torch.cuda.set_per_process_memory_fraction(plan.allocator_bytes / total)
     return Blueprint(plan.settings, machine, source, skeleton, shape, layout, plan.lines())
 
 
-def _let_memory_grow_in_place() -> None:
+def let_memory_grow_in_place() -> None:
     """Have torch's allocator extend a segment rather than add one, so that memory neither fragments nor peaks, unless the
     environment already configures it."""
     if os.environ.keys() & {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"}:

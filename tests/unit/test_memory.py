@@ -1,11 +1,14 @@
 """The memory plan: what it counts, what it chooses, and how it refuses."""
 
+import os
 from dataclasses import replace
 
 import pytest
+import torch
 
 from benchmarks.common import settings_from
 from conf.schema import Settings
+from learner.build import GROW_IN_PLACE, let_memory_grow_in_place
 from learner.memory import GIB, MemoryPlanError, ModelShape, plan, without_gpu
 
 # Qwen2.5-1.5B and an adapter of rank 16 on all its linear layers.
@@ -149,3 +152,16 @@ def test_an_engine_over_devices_takes_its_part_of_weights_and_cache_from_each():
     for name in ("base weights", "key-value cache"):
         assert half.parts[name] == pytest.approx(whole.parts[name] / 2, rel=1e-6)
     assert half.parts["adapter, gradient and optimizer"] == whole.parts["adapter, gradient and optimizer"]
+
+
+def test_memory_grows_in_place_unless_the_environment_configures_it(monkeypatch: pytest.MonkeyPatch):
+    told: list[str] = []
+    monkeypatch.setattr(torch._C, "_accelerator_setAllocatorSettings", told.append)
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "max_split_size_mb:64")
+    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
+    let_memory_grow_in_place()
+    assert told == [] and "PYTORCH_CUDA_ALLOC_CONF" not in os.environ
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF")
+    let_memory_grow_in_place()
+    # vLLM's sleep mode reads the one, torch heeds the other.
+    assert told == [GROW_IN_PLACE] and os.environ["PYTORCH_CUDA_ALLOC_CONF"] == GROW_IN_PLACE
