@@ -154,11 +154,12 @@ class Session:
             self._unscorable += verdict.unscorable
             if verdict.accepted:
                 self._held.add(verdict.ordinal)
-            elif verdict.is_flat:
-                self.ledger.finish([verdict.ordinal], given_up=True)
+                continue
+            self.ledger.finish([verdict.ordinal], given_up=True)
+            if verdict.is_flat:
                 self._resampled += 1
             else:
-                self._give_up(verdict.ordinal, verdict.error)
+                self._count_hopeless(verdict.error)
 
     def learn(self, ordinals: Sequence[int]) -> None:
         """Let the learner step on these groups; in one process it is done when this returns."""
@@ -216,8 +217,7 @@ class Session:
     def _broadcast(self, version: int) -> None:
         self.pipeline.broadcast(version, self.crew.first.submit(LearnerWorker.adapter))
 
-    def _give_up(self, ordinal: int, error: str | None) -> None:
-        self.ledger.finish([ordinal], given_up=True)
+    def _count_hopeless(self, error: str | None) -> None:
         self._hopeless += 1
         if self._hopeless > HOPELESS * self.settings.algorithm.prompts_per_step:
             raise UsageError(f"{self._hopeless} groups in a row could not be scored; the last reason: {error}")

@@ -32,22 +32,19 @@ RUNS = {
     "gcd": ["data=file", "data.source=reasoning_gym:gcd", "data.held_out=128", "++data.task={size: 2000, max_value: 30}"],
 }  # fmt: skip
 
+SUMS = ("experiment=sums", "data.max_prompt_tokens=128")  # what every run begins with
 
 Rows = list[dict[str, Any]]
 
 
 def engine_for(*overrides: str) -> Any:
     """An engine that all runs of `learn` can share."""
-    first = settings_from("experiment=sums", *overrides)
-    first.data.max_prompt_tokens = 128
-    return build_workers(first).engine
+    return build_workers(settings_from(*SUMS, *overrides)).engine
 
 
 def learn(engine: Any, folder: str, *overrides: str) -> tuple[Rows, Rows]:
     """One run; its lines of metrics and of evaluations."""
-    settings = settings_from(
-        "experiment=sums", "data.max_prompt_tokens=128", "run.resume=never", f"run.folder={folder}", *overrides
-    )
+    settings = settings_from(*SUMS, "run.resume=never", f"run.folder={folder}", *overrides)
     session = Session(settings, Console(), engine=engine)
     session.evaluate_once()
     train(session, Stop())

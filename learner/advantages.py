@@ -6,6 +6,8 @@ advantage is 0.
 
 import torch
 
+from learner.segments import segment_sums
+
 EPSILON = 1e-4  # added to standard deviations, as TRL does
 
 
@@ -24,7 +26,7 @@ def group_relative(
         return centred_N
     if scale == "batch":
         return centred_N / (_deviation(rewards_N[rewards_N.isfinite()]) + epsilon)
-    std_N = (_sum(centred_N.square(), groups_N) / (count_G - 1).clamp_min(1)).sqrt()[groups_N]
+    std_N = (segment_sums(centred_N.square(), groups_N) / (count_G - 1).clamp_min(1)).sqrt()[groups_N]
     return centred_N / (std_N + epsilon)
 
 
@@ -97,15 +99,15 @@ def overlong_penalty(lengths_N: torch.Tensor, *, max_tokens: int, buffer: int) -
 def flat_groups(rewards_N: torch.Tensor, groups_N: torch.Tensor) -> torch.Tensor:
     """Whether all scored completions of a completion's group have the same reward (bool [N])."""
     centred_N, _ = _centred(rewards_N, groups_N)
-    return _sum(centred_N.abs(), groups_N)[groups_N] == 0
+    return segment_sums(centred_N.abs(), groups_N)[groups_N] == 0
 
 
 def _centred(rewards_N: torch.Tensor, groups_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Rewards less their group's mean, and the number of scored ones in each group [G]."""
     scored_N = rewards_N.isfinite()
     values_N = torch.where(scored_N, rewards_N, torch.zeros_like(rewards_N))
-    count_G = _sum(scored_N.to(rewards_N), groups_N).clamp_min(1)
-    mean_N = (_sum(values_N, groups_N) / count_G)[groups_N]
+    count_G = segment_sums(scored_N.to(rewards_N), groups_N).clamp_min(1)
+    mean_N = (segment_sums(values_N, groups_N) / count_G)[groups_N]
     centred_N = rewards_N - mean_N
     return torch.where(scored_N & ~_is_rounding(centred_N, mean_N), centred_N, torch.zeros_like(centred_N)), count_G
 
@@ -117,9 +119,3 @@ def _is_rounding(centred: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
 
 def _deviation(values: torch.Tensor) -> torch.Tensor:
     return values.std() if len(values) > 1 else torch.zeros((), dtype=values.dtype)
-
-
-def _sum(values_N: torch.Tensor, groups_N: torch.Tensor) -> torch.Tensor:
-    """Sum over each group: [G]."""
-    size = int(groups_N.max()) + 1
-    return torch.zeros(size, dtype=values_N.dtype, device=values_N.device).index_add(0, groups_N, values_N)

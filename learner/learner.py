@@ -256,15 +256,15 @@ class Learner:
         if self._policy_moves:
             (loss * self._loss_scale).backward()
         policy_logprobs_T, entropy_T = policy_logprobs_T.detach(), entropy_T.detach()
-        old_logprobs_T = policy_logprobs_T if terms.old_logprobs_T is None else terms.old_logprobs_T
-        mismatch_T = (old_logprobs_T - batch.behavior_logprobs_T).abs()
-        clipped_T, capped_T = o.cut(terms, policy_logprobs_T)
+        mismatch_T = (terms.old(policy_logprobs_T) - batch.behavior_logprobs_T).abs()
         sums = {
             "loss": loss.detach(), "tokens": loss.new_tensor(len(mismatch_T)), "rows": loss.new_tensor(batch.rows),
             "stream_tokens": loss.new_tensor(len(batch.input_ids_S)),
             "mismatch": mismatch_T.sum(), "mismatch_max": mismatch_T.max(), "entropy": entropy_T.sum(),
-            "clipped_share": clipped_T.sum(), "capped_share": capped_T.sum(),
+            "capped_share": o.over_cap(terms, policy_logprobs_T).sum(),
         }  # fmt: skip
+        if terms.old_logprobs_T is not None:
+            sums["clipped_share"] = o.clipped(terms, policy_logprobs_T).sum()
         if "reference" in here:
             sums["reference_kl"] = kl.k3(policy_logprobs_T, here["reference"]).sum()
         if self.critic is not None:

@@ -13,6 +13,7 @@ import torch
 
 from conf.schema import AlgorithmSettings
 from learner import advantages, aggregation, kl, preferences, surrogates
+from learner.segments import segment_sums
 from learner.terms import Prepared, Scored, Survey, TokenTerms
 
 
@@ -37,8 +38,12 @@ class Objective(Protocol):
 
     def loss(self, terms: TokenTerms, policy_logprobs_T: torch.Tensor) -> torch.Tensor: ...
 
-    def cut(self, terms: TokenTerms, policy_logprobs_T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Which tokens the clip cuts off, and of which the importance weight is over its cap (bool [T] each)."""
+    def clipped(self, terms: TokenTerms, policy_logprobs_T: torch.Tensor) -> torch.Tensor:
+        """Which tokens the clip cuts off from the gradient (bool [T])."""
+        ...
+
+    def over_cap(self, terms: TokenTerms, policy_logprobs_T: torch.Tensor) -> torch.Tensor:
+        """The importance weight of which tokens is over its cap (bool [T])."""
         ...
 
 
@@ -153,7 +158,7 @@ class PolicyGradient:
 
     def loss(self, terms: TokenTerms, policy_logprobs_T: torch.Tensor) -> torch.Tensor:
         s = self.settings
-        old_logprobs_T = _old(terms, policy_logprobs_T)
+        old_logprobs_T = terms.old(policy_logprobs_T)
         loss_T = self._surrogate(terms, policy_logprobs_T, old_logprobs_T)
         if s.importance_cap is not None:
             loss_T = loss_T * surrogates.importance(
@@ -178,22 +183,25 @@ class PolicyGradient:
                 return surrogates.reinforce(policy_T, advantages_T)
         return surrogates.token_clip(policy_T, old_T, advantages_T, low=s.clip_low, high=s.clip_high, most=s.clip_most)
 
-    def cut(self, terms: TokenTerms, policy_logprobs_T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        s, old_T = self.settings, _old(terms, policy_logprobs_T)
-        difference_T = policy_logprobs_T - old_T
+    def clipped(self, terms: TokenTerms, policy_logprobs_T: torch.Tensor) -> torch.Tensor:
+        s = self.settings
+        if self._recipe.surrogate == "reinforce":
+            return _none(policy_logprobs_T)
+        difference_T = policy_logprobs_T - terms.old(policy_logprobs_T)
         if self._recipe.surrogate == "sequence_clip":
             difference_T = surrogates.mean_of_rows(difference_T, terms.rows_T)
-        clipped_T = surrogates.is_clipped(
+        return surrogates.is_clipped(
             surrogates.ratio(difference_T), terms.advantages_T, low=s.clip_low, high=s.clip_high
         )
-        if self._recipe.surrogate == "reinforce":
-            clipped_T = torch.zeros_like(clipped_T)
+
+    def over_cap(self, terms: TokenTerms, policy_logprobs_T: torch.Tensor) -> torch.Tensor:
+        s = self.settings
         if s.importance_cap is None:
-            return clipped_T, torch.zeros_like(clipped_T)
+            return _none(policy_logprobs_T)
         weight_T = surrogates.importance(
-            old_T, terms.behavior_logprobs_T, terms.rows_T, cap=float("inf"), level=s.importance_level
-        )
-        return clipped_T, weight_T > s.importance_cap
+            terms.old(policy_logprobs_T), terms.behavior_logprobs_T, terms.rows_T, cap=float("inf"), level=s.importance_level
+        )  # fmt: skip
+        return weight_T > s.importance_cap
 
 
 class OnlineDPO:
@@ -232,19 +240,20 @@ class OnlineDPO:
         signed_T = terms.advantages_T * (policy_logprobs_T - terms.reference_logprobs_T)
         ordinals_T = terms.rows_T.unique_consecutive(return_inverse=True)[1]
         pairs_T = ordinals_T // 2
-        margins_P = torch.zeros(int(pairs_T[-1]) + 1, dtype=signed_T.dtype, device=signed_T.device)
-        margins_P = margins_P.index_add(0, pairs_T, signed_T)
+        margins_P = segment_sums(signed_T, pairs_T)
         first_P = torch.cat([pairs_T.new_ones(1), pairs_T.diff()]).nonzero()[:, 0]
         losses_P = preferences.LOSSES[self.settings.preference_loss](margins_P, beta=self.settings.beta)
         return (losses_P * terms.weights_T[first_P]).sum()
 
-    def cut(self, terms: TokenTerms, policy_logprobs_T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        none = torch.zeros_like(policy_logprobs_T, dtype=torch.bool)
-        return none, none
+    def clipped(self, terms: TokenTerms, policy_logprobs_T: torch.Tensor) -> torch.Tensor:
+        return _none(policy_logprobs_T)
+
+    def over_cap(self, terms: TokenTerms, policy_logprobs_T: torch.Tensor) -> torch.Tensor:
+        return _none(policy_logprobs_T)
 
 
-def _old(terms: TokenTerms, policy_logprobs_T: torch.Tensor) -> torch.Tensor:
-    return policy_logprobs_T.detach() if terms.old_logprobs_T is None else terms.old_logprobs_T
+def _none(values_T: torch.Tensor) -> torch.Tensor:
+    return torch.zeros_like(values_T, dtype=torch.bool)
 
 
 OBJECTIVES: dict[str, type[Objective]] = {**dict.fromkeys(RECIPES, PolicyGradient), "online_dpo": OnlineDPO}

@@ -6,6 +6,8 @@ nothing overflows.
 
 import torch
 
+from learner.segments import segment_sums
+
 
 def token_clip(
     policy_logprobs_T: torch.Tensor, old_logprobs_T: torch.Tensor, advantages_T: torch.Tensor, *, low: float, high: float,
@@ -63,7 +65,7 @@ def importance(
     is IMPALA's (arXiv:1802.01561); the mask is as TRL has it.
     """
     difference_T = (old_logprobs_T - behavior_logprobs_T).detach()
-    weight_T = ratio(_sum(difference_T, rows_T) if level == "sequence" else difference_T)
+    weight_T = ratio(segment_sums(difference_T, rows_T)[rows_T] if level == "sequence" else difference_T)
     return weight_T.clamp(max=cap) if mode == "truncate" else torch.where(weight_T > cap, 0.0, weight_T)
 
 
@@ -91,10 +93,4 @@ def ratio(difference_T: torch.Tensor) -> torch.Tensor:
 
 def mean_of_rows(values_T: torch.Tensor, rows_T: torch.Tensor) -> torch.Tensor:
     """For each token, the mean over its completion."""
-    return _sum(values_T, rows_T) / _sum(torch.ones_like(values_T), rows_T)
-
-
-def _sum(values_T: torch.Tensor, rows_T: torch.Tensor) -> torch.Tensor:
-    """For each token, the sum over its completion."""
-    sums = torch.zeros(int(rows_T.max()) + 1, dtype=values_T.dtype, device=values_T.device)
-    return sums.index_add(0, rows_T, values_T)[rows_T]
+    return (segment_sums(values_T, rows_T) / segment_sums(torch.ones_like(values_T), rows_T))[rows_T]

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from learner.segments import segment_sums
+
 
 @dataclass(frozen=True)
 class Scored:
@@ -26,8 +28,8 @@ class Scored:
 
     def sums(self, values_A: torch.Tensor) -> torch.Tensor:
         """The sum over each completion's tokens: [N]."""
-        rows_A = self.per_token(torch.arange(len(self.lengths_N)))
-        return torch.zeros(len(self.lengths_N), dtype=values_A.dtype).index_add(0, rows_A, values_A)
+        count = len(self.lengths_N)
+        return segment_sums(values_A, self.per_token(torch.arange(count)), count)
 
 
 @dataclass(frozen=True)
@@ -64,3 +66,7 @@ class TokenTerms:
     behavior_logprobs_T: torch.Tensor
     old_logprobs_T: torch.Tensor | None = None
     reference_logprobs_T: torch.Tensor | None = None
+
+    def old(self, policy_logprobs_T: torch.Tensor) -> torch.Tensor:
+        """The policy's log-probabilities at the start of the step; `policy_logprobs_T` are those of now."""
+        return policy_logprobs_T.detach() if self.old_logprobs_T is None else self.old_logprobs_T

@@ -48,7 +48,6 @@ def step_row(
     `version` is the one that the step made; lags are counted from the one that it trained. `workers` is what
     Pipeline.report says: rollout workers sample side by side, so that their rates add up.
     """
-    constant_share, constant_text = _constant_answer(table)
     rewards: list[float] = []
     terms: dict[str, list[float]] = {}
     groups: dict[int, set[float]] = {}
@@ -60,6 +59,7 @@ def step_row(
             groups.setdefault(ordinal, set()).add(reward)
             for name, value in named:
                 terms.setdefault(name, []).append(value)
+    constant_share, constant_text = _constant_answer(table, {ordinal: max(found) for ordinal, found in groups.items()})
     lags = [version - 1 - span["version"] for spans in table.column("version_spans").to_pylist() for span in spans]
     lengths = pc.list_value_length(table.column("behavior_logprobs"))  # type: ignore[attr-defined]
     learned = dataclasses.asdict(stats)
@@ -88,16 +88,12 @@ def step_row(
     }
 
 
-def _constant_answer(table: pa.Table) -> tuple[float | None, str]:
-    """The text that is the best answer to most prompts, up to spaces and 200 letters, and its share of them. Of fewer than
-    four prompts it would say nothing."""
-    rows = list(zip(*(table.column(c).to_pylist() for c in ("ordinal", "reward", "text")), strict=True))
-    best: dict[int, float] = {}
-    for ordinal, reward, _ in rows:
-        if reward is not None:
-            best[ordinal] = max(reward, best.get(ordinal, reward))
+def _constant_answer(table: pa.Table, best: Mapping[int, float]) -> tuple[float | None, str]:
+    """The text that is the best answer to most prompts, up to spaces and 200 letters, and its share of them; `best` is each
+    prompt's highest reward. Of fewer than four prompts it would say nothing."""
     if len(best) < 4:
         return None, ""
+    rows = zip(*(table.column(c).to_pylist() for c in ("ordinal", "reward", "text")), strict=True)
     texts = Counter(text for _, text in {(o, text.strip()[:200]) for o, reward, text in rows if reward == best.get(o)})
     text, count = texts.most_common(1)[0]
     return count / len(best), text

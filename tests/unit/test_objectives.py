@@ -201,7 +201,7 @@ def test_grpo_loss_and_gradient_by_hand():
     assert loss.item() == pytest.approx(surrogate + 0.1 * penalty, abs=1e-12)
     # d/dpolicy: -weight * importance * A for the surrogate at ratio 1, and weight * beta * (1 - e^d) = -beta * weight.
     close(policy.grad, f64(0.25 * (-2 - 0.1), 0.25 * (-0.5 - 0.1), 0.5 * (1 - 0.1)))
-    assert grpo.cut(terms, policy.detach())[1].tolist() == [True, False, False]
+    assert grpo.over_cap(terms, policy.detach()).tolist() == [True, False, False]
 
 
 def test_grpo_prepares_from_the_whole_batch():
