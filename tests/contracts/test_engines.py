@@ -17,12 +17,12 @@ from actors.shared import attach, build_skeleton, weights_of
 from actors.transformers_engine import TransformersEngine
 from actors.types import Adapter, AdapterEntry, AdapterLayout, Completion, Prompt, Request, Sampling
 from benchmarks.common import sample_groups
-from conf.schema import AlgorithmSettings, LearnerSettings, LoraSettings
+from conf.schema import LearnerSettings, LoraSettings
 from learner.attention import NAME
 from learner.learner import Learner
-from learner.objectives import PolicyGradient
 from learner.policy import Policy
 from tests.fakes import EchoEngine
+from tests.presets import objective
 from tests.rollouts import table
 
 LORA = {"rank": 8, "alpha": 16.0, "target_modules": LoraSettings().target_modules}
@@ -241,9 +241,7 @@ def test_engine_and_learner_agree_before_and_after_updates(name: str, request: p
     assert policy is not None
     with torch.no_grad():
         policy.lora.flat.copy_(bench.adapter(0, seed=11, scale=0.03).flat)
-    learner = Learner(
-        policy, PolicyGradient(AlgorithmSettings(), max_tokens=16, term_weights={}), LearnerSettings(learning_rate=0.02)
-    )
+    learner = Learner(policy, objective(), LearnerSettings(learning_rate=0.02))
     worker = RolloutWorker(bench.engine, seed=1)
     prompts = [Prompt(i, "", bench.tokens(f"What is {i} + {i}?"), "", None, "") for i in range(2)]
     assert len(prompts[0].token_ids) > 128

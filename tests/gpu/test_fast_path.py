@@ -13,13 +13,13 @@ from actors.rollout import RolloutWorker
 from actors.shared import Nf4Weight, attach, build_skeleton, weights_of
 from actors.types import Prompt, Request, Sampling
 from benchmarks.common import sample_groups
-from conf.schema import AlgorithmSettings, LearnerSettings, LoraSettings
+from conf.schema import LearnerSettings, LoraSettings
 from learner.attention import NAME
 from learner.batch import Rollouts
 from learner.learner import Learner
-from learner.objectives import PolicyGradient
 from learner.policy import Policy
 from learner.softmax import softmax_
+from tests.presets import objective
 from tests.rollouts import group, scored, table
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -71,9 +71,9 @@ def plain_gradient(path: str, dtype: str, rows: Any) -> torch.Tensor:
     """GRPO's gradient without any of the fast path: one padded-free pass a completion, PEFT's own layers."""
     lora = randomised(FlatLora(base(path, dtype, "sdpa"), **LORA, seed=0))
     rollouts = Rollouts.from_table(rows)
-    objective = PolicyGradient(AlgorithmSettings(), max_tokens=16, term_weights={})
-    prepared = objective.prepare(rollouts.scored, None)
-    weights = objective.weights(rollouts.scored, prepared.used_N)
+    grpo = objective()
+    prepared = grpo.prepare(rollouts.scored, None)
+    weights = grpo.weights(rollouts.scored, prepared.used_N)
     for row, (tokens, start) in enumerate(zip(rollouts.token_ids, rollouts.prompt_lengths, strict=True)):
         ids = torch.tensor(tokens, dtype=torch.long, device="cuda")
         logprobs = lora.model(input_ids=ids[None]).logits[0].float().log_softmax(-1)[start - 1 : -1]
@@ -92,7 +92,7 @@ def fast_gradient(path: str, dtype: str, rows: Any, **options: Any) -> torch.Ten
     randomised(policy.lora)
     learner = Learner(
         policy,
-        PolicyGradient(AlgorithmSettings(), max_tokens=16, term_weights={}),
+        objective(),
         LearnerSettings(micro_batch_tokens=700),
     )
     learner.accumulate(rows)
@@ -144,9 +144,7 @@ def test_shared_weights_agree_with_the_engine(quantization: str, smollm2: str, c
     kinds = {type(m.weight).__name__ for n, m in model.named_modules() if n.endswith("_proj")}
     assert kinds == ({"Parameter"} if quantization == "none" else {"Parameter", "Params4bit"})
     policy = Policy(model, lora=LORA, seed=0, temperature=1.0, logit_chunk_tokens=512, gradient_checkpointing=False)
-    learner = Learner(
-        policy, PolicyGradient(AlgorithmSettings(), max_tokens=16, term_weights={}), LearnerSettings(learning_rate=2e-4)
-    )
+    learner = Learner(policy, objective(), LearnerSettings(learning_rate=2e-4))
     engine.load_adapter(learner.adapter())
     worker = RolloutWorker(engine, seed=0)
     means = []

@@ -7,11 +7,11 @@ from actors.models import ModelSource, end_of_sequence_ids, load_base_model, loa
 from actors.rollout import RolloutWorker
 from actors.types import Prompt, Sampling
 from benchmarks.common import sample_groups
-from conf.schema import AlgorithmSettings, LearnerSettings, LoraSettings
+from conf.schema import LearnerSettings, LoraSettings
 from learner.attention import NAME, Packing, Segment, _padded, _varlen
 from learner.learner import Learner
-from learner.objectives import PolicyGradient
 from learner.policy import Policy
+from tests.presets import objective
 from tests.rollouts import scored, table
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -49,9 +49,7 @@ def test_engine_and_learner_agree_in_bf16(smollm2: str, capfd: pytest.CaptureFix
         source, dtype="bfloat16", device="cuda", quantization="none", trust_remote_code=False, attention=NAME
     )
     policy = Policy(base, lora=LORA, seed=0, temperature=1.0, logit_chunk_tokens=4096, gradient_checkpointing=False)
-    learner = Learner(
-        policy, PolicyGradient(AlgorithmSettings(), max_tokens=16, term_weights={}), LearnerSettings(learning_rate=5e-4)
-    )
+    learner = Learner(policy, objective(), LearnerSettings(learning_rate=5e-4))
     options = VllmOptions(
         model_path=smollm2, revision=None, dtype="bfloat16", quantization="none", device="cuda", threads=8,
         max_model_len=512, max_num_seqs=64, kv_cache_bytes=1 << 30,

@@ -7,7 +7,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -108,6 +108,18 @@ def rows(folder: Path, name: str = "metrics") -> list[dict]:
 def steps_of(folder: Path) -> int:
     """Steps that the run in this folder has recorded."""
     return len(rows(folder)) if (folder / "metrics.jsonl").is_file() else 0
+
+
+def kill_after(seconds: Sequence[float], arguments: list[str], folder: Path) -> list[int]:
+    """Start the run again and again, and kill -9 it so many seconds after it has `folder`; the steps recorded by each kill."""
+    done = []
+    for wait in seconds:
+        running = Launched(arguments, folder.parent / "log")
+        wait_for(lambda pid=running.pid: lock_of(folder) == pid)
+        running.process.join(wait)
+        running.kill()
+        done.append(steps_of(folder))
+    return done
 
 
 def final(folder: Path, step: int) -> tuple[dict, dict, dict]:

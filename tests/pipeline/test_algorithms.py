@@ -7,17 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from learner.objectives import OBJECTIVES
-from tests.pipeline.runs import (
-    ROOT,
-    Launched,
-    assert_bit_equal,
-    launch,
-    lock_of,
-    overrides,
-    rows,
-    trained_ordinals,
-    wait_for,
-)
+from tests.pipeline.runs import ROOT, assert_bit_equal, kill_after, launch, overrides, rows, trained_ordinals
 
 ROUGH = f"reward.terms=[{{fn: '{ROOT}/tests/pipeline/letters.py:roughly'}}]"
 STEPS = 40
@@ -66,10 +56,6 @@ def test_killed_at_random_moments_the_run_ends_bit_equal(tiny_model: Path, tmp_p
     launch(overrides(tiny_model, tmp_path / "whole", *more))
     folder, draw = tmp_path / "killed", random.Random(0)
     arguments = overrides(tiny_model, folder, *more)
-    for _ in range(4):
-        running = Launched(arguments, tmp_path / "log")
-        wait_for(lambda pid=running.pid: lock_of(folder) == pid)
-        running.process.join(draw.uniform(0.5, 3.0))
-        running.kill()
+    kill_after([draw.uniform(0.5, 3.0) for _ in range(4)], arguments, folder)
     launch(arguments)
     assert_bit_equal(folder, tmp_path / "whole", STEPS)

@@ -13,6 +13,7 @@ from actors.replay import Replay
 from tests.pipeline.runs import (
     Launched,
     assert_bit_equal,
+    kill_after,
     launch,
     lock_of,
     overrides,
@@ -86,14 +87,8 @@ def test_killed_at_twenty_random_moments_the_run_ends_bit_equal(tiny_model: Path
     folder = tmp_path / "killed"
     arguments = overrides(tiny_model, folder, *more)
     draw = random.Random(0)
-    checkpoints = []
-    for _ in range(20):
-        running = Launched(arguments, tmp_path / "log")
-        wait_for(lambda pid=running.pid: lock_of(folder) == pid)
-        # The moments are spread over start-up, rollout, learning, and journal and checkpoint writes.
-        running.process.join(draw.uniform(0.0, 3.0))
-        running.kill()
-        checkpoints.append(steps_of(folder))
+    # The moments are spread over start-up, rollout, learning, and journal and checkpoint writes.
+    checkpoints = kill_after([draw.uniform(0.0, 3.0) for _ in range(20)], arguments, folder)
     assert len(set(checkpoints)) > 4, checkpoints  # the kills met a run that was getting on
     launch(arguments)
     assert_bit_equal(folder, tmp_path / "whole", steps)

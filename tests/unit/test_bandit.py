@@ -11,10 +11,11 @@ from actors.models import ModelSource, load_base_model, load_tokenizer
 from actors.rollout import RolloutWorker
 from actors.transformers_engine import TransformersEngine
 from actors.types import Group, Prompt, Sampling, Score
-from benchmarks.common import sample_groups, settings_from
+from benchmarks.common import sample_groups
 from conf.schema import LearnerSettings
 from learner.learner import Learner
 from learner.objectives import OBJECTIVES
+from tests.presets import objective
 from tests.rollouts import table
 from tests.unit.test_policy import LORA, make_policy
 
@@ -35,9 +36,8 @@ def test_each_algorithm_reaches_the_optimum(tiny_model: Path, name: str, seed: i
     tokenizer = load_tokenizer(source, chat_template=None, trust_remote_code=False)
     worker = RolloutWorker(TransformersEngine(model, tokenizer, lora=LORA, eos_token_ids=[]), seed=seed)
     # KL in the reward would move the optimum.
-    algorithm = replace(settings_from(f"algorithm={name}").algorithm, kl_coefficient=0.0)
-    objective = OBJECTIVES[name](algorithm, max_tokens=TOKENS, term_weights={})
-    learner = Learner(make_policy(tiny_model), objective, LearnerSettings(learning_rate=0.02))
+    without_kl = objective(name, max_tokens=TOKENS, kl_coefficient=0.0)
+    learner = Learner(make_policy(tiny_model), without_kl, LearnerSettings(learning_rate=0.02))
     with torch.no_grad():
         learner.policy.lora.flat[learner.policy.lora.layout.start_of_b :].zero_()
     rewards = []

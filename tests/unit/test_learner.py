@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.common import settings_from
 from conf.schema import LearnerSettings
 from learner import checkpoint
 from learner.learner import Learner
 from learner.objectives import OBJECTIVES
 from learner.optimizer import learning_rate
+from tests.presets import objective
 from tests.unit.test_policy import a_table, make_policy
 
 FAST = LearnerSettings(learning_rate=1e-3, micro_batch_tokens=8192)
@@ -21,9 +21,7 @@ FAST = LearnerSettings(learning_rate=1e-3, micro_batch_tokens=8192)
 
 def learner(folder: Path, name: str, settings: LearnerSettings = FAST, **changed: Any) -> Learner:
     """With the preset's settings."""
-    algorithm = replace(settings_from(f"algorithm={name}").algorithm, **changed)
-    objective = OBJECTIVES[name](algorithm, max_tokens=8, term_weights={})
-    return Learner(make_policy(folder), objective, settings, steps=10)
+    return Learner(make_policy(folder), objective(name, max_tokens=8, **changed), settings, steps=10)
 
 
 def with_opinions(one: Learner) -> Learner:

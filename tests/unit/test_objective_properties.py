@@ -1,17 +1,13 @@
 """What holds for every algorithm, whatever the batch."""
 
-from dataclasses import replace
-from functools import cache
-
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.common import settings_from
-from conf.schema import AlgorithmSettings
 from learner.objectives import OBJECTIVES, RECIPES
 from learner.terms import Scored, Survey, TokenTerms
+from tests.presets import objective
 from tests.unit.test_objectives import f64, scored
 
 close = torch.testing.assert_close
@@ -40,16 +36,11 @@ def batches(draw: st.DrawFn) -> tuple[Scored, dict[str, torch.Tensor]]:
     return scored(rewards, groups, lengths), logprobs
 
 
-@cache
-def preset(name: str) -> AlgorithmSettings:
-    return settings_from(f"algorithm={name}").algorithm
-
-
 def loss_and_gradient(
     name: str, batch: Scored, logprobs: dict[str, torch.Tensor], **changed: object
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """With the preset's own settings."""
-    one = OBJECTIVES[name](replace(preset(name), **changed), max_tokens=4, term_weights={})  # type: ignore[arg-type]
+    one = objective(name, max_tokens=4, **changed)
     values = torch.zeros(len(logprobs["old"])) if one.has_critic else None
     prepared = one.prepare(batch, Survey(logprobs["old"], logprobs["reference"], values))
     rows = batch.per_token(torch.arange(len(batch.rewards_N)))

@@ -9,12 +9,12 @@ import torch
 from actors.lora import FlatLora
 from actors.models import ModelSource, load_base_model
 from actors.types import Adapter, AdapterEntry, AdapterLayout
-from conf.schema import AlgorithmSettings, LearnerSettings
+from conf.schema import LearnerSettings
 from learner.attention import NAME
 from learner.batch import MicroBatch, Rollouts, micro_batches
 from learner.learner import Learner, OutOfMemory
-from learner.objectives import PolicyGradient
 from learner.policy import Policy, Tokens
+from tests.presets import objective
 from tests.rollouts import group, table
 
 EACH = [(row,) for row in range(8)]
@@ -97,7 +97,7 @@ def learner(folder: Path, *, micro_batch_tokens: int = 8192, kl: float = 0.0, **
     settings = LearnerSettings(learning_rate=1e-3, micro_batch_tokens=micro_batch_tokens)
     return Learner(
         make_policy(folder, **options),
-        PolicyGradient(AlgorithmSettings(kl_coefficient=kl), max_tokens=16, term_weights={}),
+        objective(kl_coefficient=kl),
         settings,
     )
 
@@ -174,7 +174,7 @@ def test_nf4_base_learns(smollm2: str):
     with torch.no_grad():
         difference = (full.logprobs(batch)[0] - quantised.logprobs(batch)[0]).abs().mean()
     assert 0 < difference < 1.5
-    one = Learner(quantised, PolicyGradient(AlgorithmSettings(), max_tokens=16, term_weights={}), LearnerSettings())
+    one = Learner(quantised, objective(), LearnerSettings())
     assert one.step(rows).grad_norm > 0
 
 
@@ -203,7 +203,7 @@ def test_out_of_memory_halves_the_micro_batch_once_and_says_so(tiny_model: Path)
 
 def test_float16_gradients_are_scaled_and_overflow_is_survived(tiny_model: Path):
     half = make_policy(tiny_model, dtype="float16")
-    one = Learner(half, PolicyGradient(AlgorithmSettings(), max_tokens=16, term_weights={}), LearnerSettings())
+    one = Learner(half, objective(), LearnerSettings())
     assert one._loss_scale > 1
     one._loss_scale = 2.0**40  # overflows
     one.step(a_table())
@@ -218,9 +218,7 @@ def test_the_8_bit_optimizer_moves_as_the_plain_one_does(tiny_model: Path):
     moves = []
     for name in ("adamw", "adamw8bit"):
         settings = LearnerSettings(learning_rate=1e-3, optimizer=name)
-        one = Learner(
-            make_policy(tiny_model), PolicyGradient(AlgorithmSettings(), max_tokens=16, term_weights={}), settings
-        )
+        one = Learner(make_policy(tiny_model), objective(), settings)
         before = one.policy.lora.flat.detach().clone()
         for _ in range(3):
             one.step(a_table())

@@ -13,6 +13,7 @@ from actors.models import ModelError, ModelSource, load_base_model, stored_quant
 from actors.shared import Nf4Weight, SharingImpossible, attach, build_skeleton, kept_in_16bit, weights_of
 from conf.errors import UsageError
 from learner.attention import NAME
+from tests.presets import objective
 from tests.unit.test_policy import LORA, a_table, make_policy, randomise
 
 
@@ -66,9 +67,8 @@ def test_nf4_weights_stay_as_they_are_while_the_lender_samples(smollm2: str):
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
 def test_gradients_over_lent_weights_are_those_over_own_ones(tiny_model: Path, quantization: str):
-    from conf.schema import AlgorithmSettings, LearnerSettings
+    from conf.schema import LearnerSettings
     from learner.learner import Learner
-    from learner.objectives import PolicyGradient
     from learner.policy import Policy
 
     own = make_policy(tiny_model, quantization=quantization)
@@ -77,9 +77,7 @@ def test_gradients_over_lent_weights_are_those_over_own_ones(tiny_model: Path, q
     randomise(lent.lora)
     gradients = []
     for policy in (own, lent):
-        learner = Learner(
-            policy, PolicyGradient(AlgorithmSettings(), max_tokens=16, term_weights={}), LearnerSettings()
-        )
+        learner = Learner(policy, objective(), LearnerSettings())
         learner.accumulate(a_table())
         gradients.append(policy.lora.flat.grad)
     assert gradients[0].abs().max() > 1e-3
