@@ -256,5 +256,10 @@ def test_an_engine_over_two_devices_learns_over_ray_and_leaves_nothing(tmp_path:
 
 
 def devices() -> list[int]:
-    """Processes of engines that are spread over several."""
-    return [p.pid for p in psutil.process_iter(["cmdline"]) if "VLLM::Worker" in str(p.info["cmdline"])]
+    """Processes of engines that are spread over several, without the one that spreads them.
+
+    Known by the adapter's memory, which they share: a process whose first environment variable was changed keeps its name
+    (setproctitle finds the place by it), and in Ray's workers which is the first differs from run to run.
+    """
+    maps = {p.pid: p.info["memory_maps"] or () for p in psutil.process_iter(["memory_maps"])}
+    return [pid for pid in maps.keys() - ours() if any("memfd:adapter" in part.path for part in maps[pid])]
