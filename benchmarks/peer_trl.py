@@ -12,7 +12,7 @@ from typing import Any
 
 from actors.build import build_machine, build_model_source, build_prompts, build_rows
 from benchmarks.common import report, settings_from
-from benchmarks.learning import RUNS
+from benchmarks.learning import RUNS, SUMS
 from benchmarks.peers import StepTimes, be_one_process
 from rewards.answers import numeric
 from rewards.sample import Sample
@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     arguments, overrides = parser.parse_known_args()
-    settings = settings_from("experiment=sums", *RUNS["sums"], "data.max_prompt_tokens=128", *overrides)
+    settings = settings_from(*SUMS, *RUNS["sums"], *overrides)
     machine = build_machine(settings)
     source, tokenizer = build_model_source(settings)
     prompts = build_prompts(settings, *build_rows(settings), tokenizer)

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,16 +50,17 @@ def step_row(
     """
     rewards: list[float] = []
     terms: dict[str, list[float]] = {}
-    groups: dict[int, set[float]] = {}
-    for ordinal, reward, named in zip(
-        *(table.column(c).to_pylist() for c in ("ordinal", "reward", "reward_terms")), strict=True
+    groups: dict[int, list[tuple[float, str]]] = {}
+    for ordinal, reward, named, text in zip(
+        *(table.column(c).to_pylist() for c in ("ordinal", "reward", "reward_terms", "text")), strict=True
     ):
         if reward is not None:
             rewards.append(reward)
-            groups.setdefault(ordinal, set()).add(reward)
+            groups.setdefault(ordinal, []).append((reward, text))
             for name, value in named:
                 terms.setdefault(name, []).append(value)
-    constant_share, constant_text = _constant_answer(table, {ordinal: max(found) for ordinal, found in groups.items()})
+    flat = sum(len({reward for reward, _ in answers}) == 1 for answers in groups.values())
+    constant_share, constant_text = _constant_answer(list(groups.values()))
     lags = [version - 1 - span["version"] for spans in table.column("version_spans").to_pylist() for span in spans]
     lengths = pc.list_value_length(table.column("behavior_logprobs"))  # type: ignore[attr-defined]
     learned = dataclasses.asdict(stats)
@@ -68,7 +69,7 @@ def step_row(
         "step": version,
         "reward": sum(rewards) / len(rewards),
         "reward_terms": {name: sum(values) / len(values) for name, values in terms.items()},
-        "no_signal_share": sum(len(values) == 1 for values in groups.values()) / len(groups),
+        "no_signal_share": flat / len(groups),
         "constant_share": constant_share,
         "constant_text": constant_text,
         "unscorable": unscorable,
@@ -88,15 +89,17 @@ def step_row(
     }
 
 
-def _constant_answer(table: pa.Table, best: Mapping[int, float]) -> tuple[float | None, str]:
-    """The text that is the best answer to most prompts, up to spaces and 200 letters, and its share of them; `best` is each
-    prompt's highest reward. Of fewer than four prompts it would say nothing."""
-    if len(best) < 4:
+def _constant_answer(groups: Sequence[Sequence[tuple[float, str]]]) -> tuple[float | None, str]:
+    """The text that is the best answer to most prompts, up to spaces and 200 letters, and its share of them; `groups` are each
+    prompt's rewards and texts. Of fewer than four prompts it would say nothing."""
+    if len(groups) < 4:
         return None, ""
-    rows = zip(*(table.column(c).to_pylist() for c in ("ordinal", "reward", "text")), strict=True)
-    texts = Counter(text for _, text in {(o, text.strip()[:200]) for o, reward, text in rows if reward == best.get(o)})
+    texts: Counter[str] = Counter()
+    for answers in groups:
+        best = max(reward for reward, _ in answers)
+        texts.update({text.strip()[:200] for reward, text in answers if reward == best})
     text, count = texts.most_common(1)[0]
-    return count / len(best), text
+    return count / len(groups), text
 
 
 def read(file: Path) -> list[dict[str, Any]]:

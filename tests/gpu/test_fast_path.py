@@ -90,11 +90,7 @@ def fast_gradient(path: str, dtype: str, rows: Any, **options: Any) -> torch.Ten
     settings = {"gradient_checkpointing": False, "logit_chunk_tokens": 128, **options}
     policy = Policy(base(path, dtype), lora=LORA, seed=0, temperature=1.0, **settings)
     randomised(policy.lora)
-    learner = Learner(
-        policy,
-        objective(),
-        LearnerSettings(micro_batch_tokens=700),
-    )
+    learner = Learner(policy, objective(), LearnerSettings(micro_batch_tokens=700))
     learner.accumulate(rows)
     return policy.lora.flat.grad.clone()
 

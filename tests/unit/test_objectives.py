@@ -176,8 +176,8 @@ def test_weights_by_hand(name: str, expected: list[float]):
     close(aggregation.by_name(name, max_tokens=8)(lengths, used), torch.tensor(expected))
 
 
-def objective(name: str, **changed: object):
-    return OBJECTIVES[name](AlgorithmSettings(name=name, **changed), max_tokens=16, term_weights={})  # type: ignore[arg-type]
+def objective(name: str, *, max_tokens: int = 16, **changed: object):
+    return OBJECTIVES[name](AlgorithmSettings(name=name, **changed), max_tokens=max_tokens, term_weights={})  # type: ignore[arg-type]
 
 
 def scored(rewards: torch.Tensor, groups: torch.Tensor, lengths: torch.Tensor) -> Scored:
@@ -281,7 +281,7 @@ BY_HAND: dict[str, tuple[dict[str, float], float, list[float]]] = {
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_loss_and_gradient_of_each_algorithm_by_hand(name: str):
     changed, expected, gradient = BY_HAND[name]
-    one = OBJECTIVES[name](AlgorithmSettings(name=name, **changed), max_tokens=4, term_weights={})  # type: ignore[arg-type]
+    one = objective(name, max_tokens=4, **changed)
     batch, old = scored(f64(1, 0), torch.tensor([0, 0]), torch.tensor([2, 1])), f64(-1, -1, -1)
     prepared = one.prepare(batch, Survey(old, old, f64(0.5, 0.5, 0.5)))
     rows = torch.tensor([0, 0, 1])

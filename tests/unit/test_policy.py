@@ -95,11 +95,7 @@ def test_packed_logprobs_equal_plain_forward_passes(tiny_model: Path):
 
 def learner(folder: Path, *, micro_batch_tokens: int = 8192, kl: float = 0.0, **options) -> Learner:
     settings = LearnerSettings(learning_rate=1e-3, micro_batch_tokens=micro_batch_tokens)
-    return Learner(
-        make_policy(folder, **options),
-        objective(kl_coefficient=kl),
-        settings,
-    )
+    return Learner(make_policy(folder, **options), objective(kl_coefficient=kl), settings)
 
 
 @pytest.mark.parametrize("kl", [0.0, 0.3])
