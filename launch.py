@@ -99,20 +99,22 @@ def run(settings: Settings) -> int:
         from session import RunLost, Session
     warnings.filterwarnings("ignore", module=r"vllm|torch")
     stop = Stop()
-    session = Session(settings, Console(width=None if sys.stdout.isatty() else 120))
+    session: Session | None = None
     try:
+        console = Console(width=None if sys.stdout.isatty() else 120)
+        session = Session(settings, console, stop=lambda: stop.requested is not None)
         stop.listen()  # an engine may have set handlers of its own
         if not stop.requested:
             session.evaluate_once()
             train(session, stop)
-        if stop.requested:
-            return 128 + stop.requested
-        session.finish()
-        return 0
+        if not stop.requested:
+            session.finish()
+        return 0 if stop.requested is None else 128 + stop.requested
     except WorkerLost as lost:
         raise RunLost(f"{lost}; the same command goes on from the last checkpoint") from lost
     finally:
-        session.close()
+        if session is not None:
+            session.close()
 
 
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")

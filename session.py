@@ -32,10 +32,12 @@ from actors.build import (
 )
 from actors.engine import Engine
 from actors.ledger import Ledger
+from actors.models import fingerprint
 from actors.pipeline import Limits, Pipeline
 from actors.replay import Replay
 from actors.runtime import Promise, passed
 from actors.types import Group, Prompt, Sampling
+from conf.check import named_terms
 from conf.errors import UsageError
 from conf.schema import Settings
 from learner.build import Blueprint, draw, settle
@@ -64,14 +66,33 @@ class Session:
     `engine` is used in place of a new one, so that several runs in one process can share it.
     """
 
-    def __init__(self, settings: Settings, console: Console, *, engine: Engine | None = None) -> None:
-        self.settings = s = share_cores(settings)
+    def __init__(
+        self,
+        settings: Settings,
+        console: Console,
+        *,
+        engine: Engine | None = None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._console = console
+        self._stop = stop
+        self._opened = contextlib.ExitStack()
+        try:
+            self._start(settings, engine)
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, settings: Settings, engine: Engine | None) -> None:
+        self.settings = s = share_cores(settings)
         transformers_logging.disable_progress_bar()
         transformers_logging.set_verbosity_error()
         self.folder = RunFolder(Path(s.run.folder))
+        self._opened.callback(self.folder.close)
         self._runtime = runtime = build_runtime(s, self.folder.path.resolve())
+        self._opened.callback(runtime.close)
         self.pipeline = Pipeline(runtime, limits=self._limits(), note=self._note)
+        self._opened.callback(self.pipeline.close)
         self.pipeline.start("reward", s.runtime.reward_workers, lambda _: partial(make_reward, s))
         rows, held_out_rows = build_rows(s)
         self._source, tokenizer = build_model_source(s)
@@ -83,7 +104,8 @@ class Session:
 
         blueprint: Blueprint | None = None
         self._repeats = False
-        self.folder.claim(self._identity, dataclasses.asdict(s), resume=s.run.resume)
+        for line in self.folder.claim(self._identity, dataclasses.asdict(s), resume=s.run.resume):
+            self._note(line)
         if s.runtime.name == "local":
             machine = build_machine(s)
             blueprint = draw(s, machine, self._source)
@@ -110,6 +132,7 @@ class Session:
             for i in range(count)
         ]
         self.crew = Crew(runtime, ranks, seconds=s.runtime.learner_seconds)
+        self._opened.callback(self.crew.close)
         for line in self.crew.ask(LearnerWorker.notes):
             self._note(line)
         self.ledger, self.version = Ledger(), 0
@@ -124,7 +147,7 @@ class Session:
 
         files = [f.resolve() for f in (self.folder.metrics, self.folder.tensorboard, self.folder.completions)]
         self.pipeline.start("recorder", 1, lambda _: partial(Recorder, *files, last_step=self.version))
-        self._progress = Progress(console, s.run.steps).__enter__()
+        self._progress = self._opened.enter_context(Progress(self._console, s.run.steps))
         self._sampling = Sampling(s.sampling.temperature, s.sampling.max_tokens)
         self._batch: list[int] = []
         self._unscorable = self._resampled = self._hopeless = 0
@@ -231,15 +254,17 @@ class Session:
             self.evaluate()
 
     def evaluate(self) -> None:
-        """Evaluate on the held-out prompts, greedy and sampled, and record it."""
+        """Evaluate on the held-out prompts, greedy and sampled, and record it; given up if the run is asked to stop."""
         s, started = self.settings, time.monotonic()
         prompts = self.prompts.held_out[: s.evaluation.max_prompts]
-        greedy = evaluation.accuracy(self._answers(prompts, temperature=0.0, samples=1))
-        sampled = None
-        if s.evaluation.samples:
-            sampled = evaluation.accuracy(
-                self._answers(prompts, temperature=s.sampling.temperature, samples=s.evaluation.samples)
-            )
+        greedy_groups = self._answers(prompts, temperature=0.0, samples=1)
+        sampled_groups = []
+        if s.evaluation.samples and greedy_groups is not None:
+            sampled_groups = self._answers(prompts, temperature=s.sampling.temperature, samples=s.evaluation.samples)
+        if greedy_groups is None or sampled_groups is None:
+            return
+        greedy = evaluation.accuracy(greedy_groups)
+        sampled = evaluation.accuracy(sampled_groups) if sampled_groups else None
         constant = evaluation.best_constant([prompt.answer for prompt in prompts])
         row = evaluation.record(self.version, greedy, sampled, constant, time.monotonic() - started)
         with self.folder.evaluations.open("a") as stream:
@@ -249,8 +274,9 @@ class Session:
         self.pipeline.report()  # the next step's figures begin here
         self._started = time.monotonic()
 
-    def _answers(self, prompts: Sequence[Prompt], *, temperature: float, samples: int) -> list[Group]:
-        return self.pipeline.evaluate(prompts, Sampling(temperature, self.settings.sampling.max_tokens), samples)
+    def _answers(self, prompts: Sequence[Prompt], *, temperature: float, samples: int) -> list[Group] | None:
+        sampling = Sampling(temperature, self.settings.sampling.max_tokens)
+        return self.pipeline.evaluate(prompts, sampling, samples, stop=self._stop)
 
     def save(self) -> None:
         """Write a checkpoint, then let go of the journal that it makes needless."""
@@ -268,18 +294,16 @@ class Session:
     def finish(self) -> None:
         """Evaluate the trained adapter, write it in PEFT layout, and show what training did."""
         self.evaluate_once()
+        if self._stop():
+            return
         self.crew.ask(LearnerWorker.save_adapter, self.folder.adapter.resolve())
         self._progress.__exit__(None, None, None)
         show_evaluations(self._console, metrics.read(self.folder.evaluations))
         self._note(f"the adapter is in {self.folder.adapter}, curves and completions beside it")
 
     def close(self) -> None:
-        """Stop the workers and let go of the folder."""
-        self._progress.__exit__(None, None, None)
-        self.pipeline.close()
-        self.crew.close()
-        self._runtime.close()
-        self.folder.close()
+        """Stop the workers and let go of the folder, as far as they were opened."""
+        self._opened.close()
 
     def _describe(self) -> dict[str, Any]:
         """What must stay the same for a run to go on."""
@@ -289,7 +313,10 @@ class Session:
             "model.keep_16bit": list(s.model.keep_16bit), "model.lora.rank": s.model.lora.rank,
             "model.lora.alpha": lora_arguments(s)["alpha"], "model.lora.target_modules": sorted(s.model.lora.target_modules),
             "algorithm.name": s.algorithm.name, "algorithm.group_size": s.algorithm.group_size,
-            "data.source": s.data.source, "the training prompts (hash)": self.prompts.fingerprint(), "run.seed": s.run.seed,
+            "data.source": s.data.source, "the training prompts": self.prompts.fingerprint(), "run.seed": s.run.seed,
+            "the base model's weights": fingerprint(self._source), "model.dtype": s.model.dtype,
+            "learner.optimizer": s.learner.optimizer, "sampling.temperature": s.sampling.temperature,
+            "reward.terms": [f"{t.weight:g} x {t.name} = {t.fn} {t.options or ''}".strip() for t in named_terms(s.reward.terms)],
         }  # fmt: skip
 
     def _recover(self) -> None:
@@ -301,11 +328,11 @@ class Session:
         s = self.settings
         batch_size = s.algorithm.prompts_per_step
         self.pipeline.start("replay", 1, lambda _: self._make_replay())
-        replay = self.pipeline.one("replay")
-        held, torn = replay.submit(Replay.held).result(), replay.submit(Replay.torn).result()
-        if s.runtime.max_staleness == 0 and len(held) < batch_size:
-            replay.submit(Replay.clear).result()
-            held = []
+        held, torn = self.pipeline.patiently(self._held_and_torn)
+        if s.runtime.max_staleness == 0:
+            # What more is held (prompts_per_step was larger) would be too old once the first batch is trained.
+            held = held[:batch_size] if len(held) >= batch_size else []
+            self.pipeline.patiently(lambda: self.pipeline.one("replay").submit(Replay.keep, held).result())
         self._held = set(held)
         self.ledger.open |= dict.fromkeys(held, self.version)
         if s.runtime.max_staleness == 0 and held:
@@ -319,6 +346,10 @@ class Session:
             self.ledger.finish(gone, given_up=True)
         if held or torn:
             self._note(f"{len(held)} scored groups recovered from the journal; {torn} torn bytes cut")
+
+    def _held_and_torn(self) -> tuple[list[int], int]:
+        replay = self.pipeline.one("replay")
+        return replay.submit(Replay.held).result(), replay.submit(Replay.torn).result()
 
     def _make_replay(self) -> Callable[[], Replay]:
         """How to make a replay now, from its journal."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,7 +78,7 @@ def make_reward(settings: Settings) -> RewardWorker:
     """A reward worker, with a child process of its own."""
     reward = settings.reward
     return RewardWorker(
-        [asdict(term) for term in reward.terms], deadline_seconds=reward.deadline_seconds, memory_gib=reward.memory_gib,
+        reward.terms, deadline_seconds=reward.deadline_seconds, memory_gib=reward.memory_gib,
         max_tokens=settings.sampling.max_tokens,
     )  # fmt: skip
 

@@ -1,5 +1,6 @@
 """The Engine protocol: what a rollout engine must do. Knows no engine."""
 
+import math
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -9,6 +10,10 @@ from conf.errors import UsageError
 
 class AdapterError(UsageError):
     """An adapter that does not fit the engine, or holds NaN or infinity."""
+
+
+class Diverged(UsageError):
+    """The adapter has learned itself to pieces: numbers are not finite any more."""
 
 
 class Engine(Protocol):
@@ -42,6 +47,15 @@ class Engine(Protocol):
     def close(self) -> None:
         """End what the engine runs elsewhere; it cannot be used any more."""
         ...
+
+
+def check_sampled(logprobs: Sequence[float], version: int) -> None:
+    """Raises Diverged if a sampled token's log-probability is not finite."""
+    if not all(map(math.isfinite, logprobs)):
+        raise Diverged(
+            f"adapter version {version} makes the model's probabilities NaN: the run has diverged. Go on from the last "
+            "checkpoint with a lower learner.learning_rate"
+        )
 
 
 class SpanLog:

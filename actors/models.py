@@ -12,12 +12,13 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -137,7 +138,10 @@ def _converted(gguf: Path) -> Path:
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
         tokenizer = AutoTokenizer.from_pretrained(**where)
-        model: Any = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32, output_loading_info=True)
+        model, report = loaded
+        _check_loading(str(gguf), report)
+        check_finite(model, str(gguf))
         model.to(torch.bfloat16)
         # The weights are plain now: clear the marks that would make transformers refuse to save them.
         del model.config.quantization_config
@@ -163,6 +167,30 @@ def _move(scratch: Path, folder: Path) -> None:
 def _head(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.sha256(stream.read(1 << 20)).hexdigest()
+
+
+def _folder(source: ModelSource) -> Path:
+    """Where the files of a model lie on this machine."""
+    from huggingface_hub import snapshot_download
+
+    folder = Path(source.path)
+    if folder.is_dir():
+        return folder
+    return Path(snapshot_download(source.path, revision=source.revision, local_files_only=True))
+
+
+def fingerprint(source: ModelSource) -> str:
+    """Tells whether the weights of a model are still the same: a hash of the sizes of its files and of a few kilobytes at 64
+    places of each, because all of a large model would take minutes to read."""
+    digest, folder = hashlib.sha256(), _folder(source)
+    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
+        size = file.stat().st_size
+        digest.update(f"{file.name}:{size}".encode())
+        with file.open("rb") as stream:
+            for i in range(64):
+                stream.seek(size * i // 64)
+                digest.update(stream.read(4096))
+    return digest.hexdigest()[:16]
 
 
 def load_tokenizer(
@@ -214,6 +242,55 @@ def stored_quantization(source: ModelSource) -> str | None:
         f"model.path: {source.path} is quantised by {found.get('quant_method')}; train from the plain weights (with "
         "model.quantization=nf4 if they must be small) or from a 4-bit bitsandbytes checkpoint"
     )
+
+
+def check_checkpoint(source: ModelSource, model: PreTrainedModel, *, trust_remote_code: bool) -> None:
+    """Raises ModelError if the checkpoint lacks a weight of `model` (on the meta device) or holds one of another shape:
+    transformers would fill it with random numbers, vLLM leave it as it is in memory. Reads names and shapes, no weights."""
+    if stored_quantization(source) is not None:  # shapes are those of packed bytes
+        stored: set[str] = set()
+        for file in _folder(source).glob("*.safetensors"):
+            with safe_open(file, framework="pt") as tensors:
+                stored |= set(tensors.keys())
+        missing = {name for name, _ in model.named_parameters()} - stored
+        _check_loading(source.path, {"missing_keys": missing, "mismatched_keys": ()})
+        return
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source.path, revision=source.revision, trust_remote_code=trust_remote_code, device_map={"": "meta"},
+            output_loading_info=True, ignore_mismatched_sizes=True,
+        )  # fmt: skip
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise ModelError(f"model.path: {source.path} cannot be read: {' '.join(str(error).split())[:300]}") from error
+    _check_loading(source.path, loaded[1])
+
+
+def _check_loading(path: str, report: Mapping[str, Any]) -> None:
+    bad = [*sorted(report["missing_keys"]), *sorted(str(name) for name, *_ in report["mismatched_keys"])]
+    if bad:
+        raise ModelError(
+            f"model.path: {path} lacks {len(bad)} of the model's weights, or has them in another shape: {', '.join(bad[:4])}"
+            f"{', ...' if len(bad) > 4 else ''}; copy or download it again"
+        )
+
+
+def check_finite(model: torch.nn.Module, path: str) -> None:
+    """Raises ModelError if a weight (of nf4: a scale) of the base model holds NaN or infinity."""
+    tensors: dict[str, torch.Tensor] = {}
+    for name, parameter in model.named_parameters():
+        state: Any = getattr(parameter, "quant_state", None)
+        if parameter.is_floating_point():
+            tensors[name] = parameter.detach()
+        elif state is not None:
+            tensors[name] = state.state2.absmax if state.nested else state.absmax
+    # The extremes tell: NaN spreads to both. They need no memory, which a mask of a large weight would.
+    extremes = torch.stack([torch.stack(torch.aminmax(tensor)).float() for tensor in tensors.values()])
+    bad = [name for name, good in zip(tensors, extremes.isfinite().all(1).tolist(), strict=True) if not good]
+    if bad:
+        raise ModelError(
+            f"model.path: {path} holds NaN or infinity in {', '.join(bad[:4])}{', ...' if len(bad) > 4 else ''}; copy or "
+            "download it again"
+        )
 
 
 def load_base_model(

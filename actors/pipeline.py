@@ -130,13 +130,18 @@ class Pipeline:
         for member in self._of("rollout"):
             self._load(member)
 
-    def evaluate(self, prompts: Sequence[Prompt], sampling: Sampling, samples: int) -> list[Group]:
-        """`samples` scored completions of each prompt, in the order of `prompts` (whose ordinals are negative). Groups that
-        are to be trained go on meanwhile; what becomes of them the next `work` tells."""
+    def evaluate(
+        self, prompts: Sequence[Prompt], sampling: Sampling, samples: int, *, stop: Callable[[], bool] = lambda: False
+    ) -> list[Group] | None:
+        """`samples` scored completions of each prompt, in the order of `prompts` (whose ordinals are negative); None once `stop`
+        says so. Groups that are to be trained go on meanwhile; what becomes of them the next `work` tells."""
         self.dispatch(prompts, sampling, samples)
         kept: list[Verdict] = []
         while any(prompt.ordinal not in self._evaluated for prompt in prompts):
             kept += self.work()
+            if stop():
+                self._verdicts = kept
+                return None
         self._verdicts = kept
         return [self._evaluated.pop(prompt.ordinal) for prompt in prompts]
 

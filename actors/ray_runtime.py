@@ -14,7 +14,7 @@ import secrets
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,6 +23,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 import ray
 from ray._private import services
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayTaskError
+from ray.job_config import JobConfig
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -33,6 +34,7 @@ T = TypeVar("T")
 P = ParamSpec("P")
 R = TypeVar("R")
 REPLACEABLE = ("rollout", "reward")
+OURS = str(Path(__file__).resolve().parents[1])
 SMALL_OBJECT_BYTES = 8192  # results over this live in the object store, not in the driver
 
 
@@ -82,6 +84,14 @@ def _lost(error: RayActorError | ObjectLostError, names: Mapping[str, str]) -> W
     else:
         reason = " ".join(str(error).split())[:200]
     return WorkerLost(name, reason)
+
+
+class _OursFirst(list[str]):
+    """Folders that Ray's workers put in front of their path one after the other. Ray appends the user's folder, where a
+    rewards.py or a conf/ may lie: it goes before what is here already."""
+
+    def extend(self, paths: Iterable[str]) -> None:
+        self[:0] = paths
 
 
 class _Actor:
@@ -179,6 +189,7 @@ class RayRuntime:
     def _connect(self, folder: Path, address: str | None, cpus: int) -> None:
         options: dict[str, Any] = {
             "include_dashboard": False, "log_to_driver": False, "configure_logging": False, "namespace": "epiphany",
+            "job_config": JobConfig(_py_driver_sys_path=_OursFirst([OURS])),
         }  # fmt: skip
         if address is None:
             # Ray takes 127.0.0.1 for a mistake and puts the machine's outer address in its place, whereupon its servers

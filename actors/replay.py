@@ -19,6 +19,7 @@ from actors.disk import sync
 from actors.schema import SCHEMA, to_batch, validate
 from actors.types import Group
 from conf.errors import UsageError
+from rewards.variance import is_zero_variance
 
 HEADER = struct.Struct("<4sII")  # magic, length and crc32 of the payload
 MAGIC = b"EPH1"
@@ -65,6 +66,7 @@ class Replay:
         self._held: dict[int, pa.RecordBatch] = {}
         self._segments: list[_Segment] = []
         self._file: int | None = None
+        self._next_number = 1
         self.refused = 0
         self._torn_bytes = 0
         folder.mkdir(parents=True, exist_ok=True)
@@ -83,19 +85,18 @@ class Replay:
     def recover(self, keep: Callable[[pa.RecordBatch], bool]) -> None:
         """Read the journal and hold every group that `keep` wants; the last record of the last file may be torn.
 
-        Raises JournalError on damage anywhere else. The other groups are dropped from the journal, too.
+        Raises JournalError on damage anywhere else. The other groups, and the highest ordinals over the capacity, are dropped
+        from the journal, too.
         """
         files = sorted(self._folder.glob("segment-*.journal"))
         found: dict[int, pa.RecordBatch] = {}
         for file in files:
             for batch in self._read(file, is_last=file == files[-1]):
                 found[batch.column("ordinal")[0].as_py()] = batch
-        kept = [batch for _, batch in sorted(found.items()) if keep(batch)]
+        kept = [batch for _, batch in sorted(found.items()) if keep(batch)][: self._capacity]
         self._next_number = 1 + max((int(file.stem.split("-")[1]) for file in files), default=0)
         self.put(kept)
-        for file in files:
-            file.unlink()
-        sync(self._folder)
+        self._delete(files)
 
     def admit(self, group: Group) -> Verdict:
         """Hold a scored group, once; again it is accepted and nothing happens."""
@@ -103,7 +104,7 @@ class Replay:
         error = next((score.error for score in group.scores if score.error), None)
         accepted = scorable >= max(2, math.ceil(self._quorum * len(group.scores)))
         is_new = accepted and group.prompt.ordinal not in self._held
-        is_flat = is_new and len({score.reward for score in group.scores if score.reward is not None}) == 1
+        is_flat = is_new and is_zero_variance([score.reward for score in group.scores if score.reward is not None])
         if is_flat and self._flat < self._max_flat:
             self._flat += 1
             return Verdict(group.prompt.ordinal, False, len(group.scores) - scorable, is_flat=True)
@@ -153,23 +154,30 @@ class Replay:
         for ordinal in ordinals:
             del self._held[ordinal]
 
-    def clear(self) -> None:
-        """Let go of every group that is held, in the journal too: their ordinals will be sampled again."""
-        self._held.clear()
-        self.release(lambda _: True)
+    def keep(self, ordinals: Sequence[int]) -> None:
+        """Let go of every other group, in the journal too: their ordinals will be sampled again."""
+        kept = [self._held[ordinal] for ordinal in ordinals]
+        if len(kept) < len(self._held):
+            self._held.clear()
+            self._close_segment()
+            dropped, self._segments = self._segments, []
+            self.put(kept)
+            self._delete([segment.path for segment in dropped])
 
     def release(self, trained: Callable[[int], bool]) -> None:
         """A checkpoint is safe: delete the segments whose groups have all been trained by then."""
         self._close_segment()
-        for segment in [s for s in self._segments if all(trained(ordinal) for ordinal in s.ordinals)]:
-            segment.path.unlink()
-            self._segments.remove(segment)
-        sync(self._folder)
+        done = [s for s in self._segments if all(trained(ordinal) for ordinal in s.ordinals)]
+        self._segments = [s for s in self._segments if s not in done]
+        self._delete([segment.path for segment in done])
 
     def close(self) -> None:
         self._close_segment()
 
-    _next_number = 1
+    def _delete(self, files: Sequence[Path]) -> None:
+        for file in files:
+            file.unlink()
+        sync(self._folder)
 
     def _append(self, fresh: dict[int, pa.RecordBatch]) -> None:
         if self._file is None:

@@ -1,42 +1,50 @@
 """RewardWorker: scores groups in a child process that can be killed.
 
 A timeout inside a process cannot stop a hang in C code, so each worker owns one child in a process group of its own;
-at the deadline the group is killed and a fresh child takes the next sample. Knows processes; knows neither Ray nor
+at the deadline the group is killed and a fresh child takes the next sample. An answer counts only if it is exactly one
+line, well formed, with the id of its sample; anything else ends the child, too. Knows processes; knows neither Ray nor
 engines.
 """
 
 import contextlib
+import itertools
 import json
+import math
 import os
 import select
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from actors.types import Group, Score
+from conf.check import named_terms
+from conf.schema import TermSettings
 from rewards.registry import RewardError
 from rewards.sample import Sample
 
 START_SECONDS = 60.0
 MAX_ANSWER_BYTES = 1 << 20
+MAX_STDERR = 1500  # characters of a traceback that are shown
 
 
 class RewardWorker:
-    """Scores completions with the weighted sum of `terms` ({fn, weight, options} each), one at a time.
+    """Scores completions with the weighted sum of `terms`, one at a time.
 
     A sample whose scoring takes over `deadline_seconds`, ends the child or takes more than `memory_gib` becomes
     unscorable (reward None, with the reason); the run goes on. Raises RewardError if the terms do not load.
     """
 
     def __init__(
-        self, terms: Sequence[Mapping[str, Any]], *, deadline_seconds: float, memory_gib: float, max_tokens: int
+        self, terms: Sequence[TermSettings], *, deadline_seconds: float, memory_gib: float, max_tokens: int
     ) -> None:
-        self._terms = [absolute(dict(term)) for term in terms]
+        self._terms = [asdict(_absolute(term)) for term in named_terms(terms)]
+        self._ids = itertools.count()
         self._deadline = deadline_seconds
         self._memory_bytes = int(memory_gib * 2**30)
         self._max_tokens = max_tokens
@@ -56,15 +64,24 @@ class RewardWorker:
         return replace(group, scores=tuple(scores))
 
     def score_sample(self, sample: Sample, evaluate: bool = False) -> Score:
-        request = json.dumps({"sample": sample.__dict__, "evaluate": evaluate}) + "\n"
         try:
-            self._child.send(request)
-            answer = self._child.receive(self._deadline)
+            try:
+                return self._ask(sample, evaluate)
+            except _LateAnswer:  # not this sample's fault
+                self._restart()
+                return self._ask(sample, evaluate)
         except _ChildLost as lost:
-            self._child.kill()
-            self._child = self._start()
+            self._restart()
             return Score(None, error=str(lost))
-        return Score(**answer)
+
+    def _ask(self, sample: Sample, evaluate: bool) -> Score:
+        number = next(self._ids)
+        self._child.send({"id": number, "sample": sample.__dict__, "evaluate": evaluate})
+        return _score_of(self._child.receive(self._deadline), number)
+
+    def _restart(self) -> None:
+        self._child.kill()
+        self._child = self._start()
 
     def gold(self, answer: str) -> tuple[str, float]:
         """A perfect completion for `answer`, and the marks it must score."""
@@ -76,13 +93,14 @@ class RewardWorker:
     def _start(self) -> "_Child":
         child = _Child()
         try:
-            child.send(
-                json.dumps({"terms": self._terms, "memory_bytes": self._memory_bytes, "parent": os.getpid()}) + "\n"
-            )
+            child.send({"terms": self._terms, "memory_bytes": self._memory_bytes, "parent": os.getpid()})
             self._ready = child.receive(START_SECONDS)
         except _ChildLost as lost:
             child.kill()
-            raise RewardError(f"the scoring process does not start: {lost}") from lost
+            said = child.said()
+            raise RewardError(
+                f"the scoring process does not start: {lost}" + (f"; it said:\n{said}" if said else "")
+            ) from lost
         if "error" in self._ready:
             child.kill()
             raise RewardError(self._ready["error"])
@@ -93,20 +111,27 @@ class _ChildLost(Exception):
     """The child did not answer; the message is the reason."""
 
 
+class _LateAnswer(_ChildLost):
+    """A second answer to an earlier sample."""
+
+
 class _Child:
     def __init__(self) -> None:
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(_import_path()), "OMP_NUM_THREADS": "1"}
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the child
+        # -P: without it, a rewards/ or conf/ in the user's folder would come before ours.
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "rewards.child"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL, env=environment, start_new_session=True, bufsize=0,
+            [sys.executable, "-P", "-m", "rewards.child"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=self._stderr, env=environment, start_new_session=True, bufsize=0,
         )  # fmt: skip
         self._buffer = b""
 
-    def send(self, text: str) -> None:
+    def send(self, message: dict[str, Any]) -> None:
+        """Send one line. Raises _ChildLost if the child has ended."""
         assert self._process.stdin is not None
         try:
             # bufsize=0 makes stdin a raw file: write until all is out.
-            view = memoryview(text.encode())
+            view = memoryview(json.dumps(message).encode() + b"\n")
             while view:
                 view = view[self._process.stdin.write(view) :]
         except BrokenPipeError as error:
@@ -139,6 +164,11 @@ class _Child:
                 stream.close()
         self._process.wait()
 
+    def said(self) -> str:
+        """The end of what it wrote to stderr before it was ready."""
+        self._stderr.seek(0)
+        return self._stderr.read().decode(errors="replace").strip()[-MAX_STDERR:]
+
     def _reason(self) -> str:
         try:
             code = self._process.wait(5)
@@ -147,9 +177,39 @@ class _Child:
         return f"killed by {signal.Signals(-code).name}" if code < 0 else f"it exited with code {code}"
 
 
-def absolute(term: dict[str, Any]) -> dict[str, Any]:
-    """The term with a .py file's path made absolute, so that the child finds it from anywhere; `fn` is its name in the rows."""
-    module, colon, function = term["fn"].rpartition(":")
+def _score_of(answer: Any, number: int) -> Score:
+    """The answer to sample `number`. Raises _ChildLost if it is anything else."""
+    optional = (int, float, type(None))
+    wanted = {"id": int, "reward": optional, "terms": dict, "error": (str, type(None)), "strict": optional,
+              "lenient": optional}  # fmt: skip
+    well_formed = (
+        isinstance(answer, dict)
+        and answer.keys() == wanted.keys()
+        and all(isinstance(answer[key], kind) for key, kind in wanted.items())
+        and all(isinstance(x, (int, float)) for x in answer["terms"].values())
+    )
+    if not well_formed:
+        raise _ChildLost("an answer that is no score")
+    given = answer.pop("id")
+    if given < number:
+        raise _LateAnswer("a second answer to an earlier sample")
+    if given > number:
+        raise _ChildLost("an answer to another sample")
+    numbers = [answer["reward"], answer["strict"], answer["lenient"], *answer["terms"].values()]
+    if not all(math.isfinite(x) for x in numbers if x is not None):
+        raise _ChildLost("an answer with a number that is not finite")
+    return Score(**answer)
+
+
+def _import_path() -> list[str]:
+    """Where the child looks for modules: as this process does, our own folder first and the user's last."""
+    ours, here = str(Path(__file__).resolve().parents[1]), str(Path.cwd())
+    return [ours, *(p for p in sys.path if p and str(Path(p).resolve()) not in (ours, here)), here]
+
+
+def _absolute(term: TermSettings) -> TermSettings:
+    """The term with a .py file's path made absolute, so that the child finds it from anywhere."""
+    module, colon, function = term.fn.rpartition(":")
     if colon and module.endswith(".py"):
-        return {**term, "fn": f"{Path(module).expanduser().resolve()}:{function}"}
+        return replace(term, fn=f"{Path(module).expanduser().resolve()}:{function}")
     return term

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
-from actors.engine import SpanLog
+from actors.engine import SpanLog, check_sampled
 from actors.lora import FlatLora
 from actors.shared import BaseWeights, weights_of
 from actors.types import Adapter, Completion, Request, VersionSpan
@@ -98,7 +98,9 @@ class TransformersEngine:
             input_ids=cohort.input_ids, attention_mask=cohort.mask, position_ids=positions,
             past_key_values=cohort.cache, use_cache=True, logits_to_keep=1,
         )  # fmt: skip
-        for row, logits_V in zip(cohort.rows, output.logits[:, -1].float(), strict=True):
+        logits_NV = output.logits[:, -1].float()
+        check_sampled(logits_NV.sum(1).tolist(), self._version)
+        for row, logits_V in zip(cohort.rows, logits_NV, strict=True):
             row.sample(logits_V)
         cohort.input_ids = torch.tensor([[row.token_ids[-1]] for row in cohort.rows], device=self._model.device)
         cohort.mask = torch.cat([cohort.mask, cohort.mask.new_ones(len(cohort.rows), 1)], dim=1)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from actors.engine import SpanLog
+from actors.engine import SpanLog, check_sampled
 from actors.shared import BaseWeights, SharingImpossible
 from actors.types import Adapter, AdapterLayout, Completion, Request, VersionSpan
 from actors.vllm_internals import (
@@ -177,6 +177,7 @@ class VllmEngine:
     def _complete(self, sampled: Sampled) -> Completion:
         spans = self._spans.finish(sampled.request_id, self._version, len(sampled.token_ids))
         self._running.discard(sampled.request_id)
+        check_sampled(sampled.logprobs, self._version)
         return Completion(
             request_id=sampled.request_id,
             token_ids=sampled.token_ids,

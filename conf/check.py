@@ -1,15 +1,18 @@
 """Settings that cannot work, found before anything loads. Knows only the settings."""
 
 import difflib
+import itertools
+import re
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from conf.errors import UsageError
-from conf.schema import GROUPS, Settings
+from conf.schema import GROUPS, Settings, TermSettings
 
 NAMES = {
     "algorithm.name": ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo", "reinforce_pp", "ppo", "online_dpo"),
@@ -71,6 +74,13 @@ def check_settings(settings: Settings) -> None:
     wrong += _wrong_algorithm(settings)
     if not settings.reward.terms:
         wrong.append("reward.terms is empty: name at least one, for instance reward=numeric")
+    names = Counter(term.name for term in settings.reward.terms if term.name is not None)
+    wrong += [f"reward.terms: {count} terms are named {name!r}" for name, count in names.items() if count > 1]
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", settings.run.name):
+        wrong.append(
+            f"run.name={settings.run.name}: letters, digits, '.', '_' and '-' only, for it becomes a folder's name; "
+            "run.folder takes a path"
+        )
     if not 0 < settings.reward.quorum <= 1:
         wrong.append(f"reward.quorum={settings.reward.quorum}: must be over 0 and at most 1")
     if settings.runtime.name == "local":
@@ -82,6 +92,8 @@ def check_settings(settings: Settings) -> None:
     wrong += _wrong_gpus(settings)
     if settings.run.resume not in ("auto", "never") and not settings.run.resume.isdigit():
         wrong.append(f"run.resume={settings.run.resume}: choose auto, never or a step's number")
+    if settings.engine.release_cache and settings.runtime.name == "ray":
+        wrong.append("engine.release_cache=true: with runtime=ray the learner has memory of its own")
     if settings.engine.release_cache and settings.runtime.max_staleness:
         wrong.append(
             "engine.release_cache=true: with runtime.max_staleness over 0 the engine works while the learner does"
@@ -185,3 +197,18 @@ def _get(settings: Settings, key: str) -> Any:
     for name in key.split("."):
         value = getattr(value, name)
     return value
+
+
+def named_terms(terms: Sequence[TermSettings]) -> list[TermSettings]:
+    """The terms, each with a name of its own: the one given, else its function's, numbered where that is taken."""
+    taken = {term.name for term in terms if term.name is not None}
+    named = []
+    for term in terms:
+        if term.name is None:
+            function = term.fn.rpartition(":")[2]
+            numbered = (f"{function}_{i}" for i in itertools.count(2))
+            name = next(n for n in itertools.chain([function], numbered) if n not in taken)
+            taken.add(name)
+            term = replace(term, name=name)
+        named.append(term)
+    return named

@@ -73,9 +73,11 @@ class DataSettings:
 
 @dataclass
 class TermSettings:
-    """One term of the reward: a registered name or package.module:function, and its weight."""
+    """One term of the reward: a registered name, package.module:function or path/to/file.py:function, and its weight."""
 
     fn: str = MISSING
+    # What the term is called in metrics and rows. Null: the function's name, with a number if that is taken.
+    name: str | None = None
     weight: float = 1.0
     options: dict[str, Any] = field(default_factory=dict)
 

@@ -7,6 +7,7 @@ advantage is 0.
 import torch
 
 from learner.segments import segment_sums
+from rewards.variance import TOLERANCE
 
 EPSILON = 1e-4  # added to standard deviations, as TRL does
 
@@ -97,9 +98,16 @@ def overlong_penalty(lengths_N: torch.Tensor, *, max_tokens: int, buffer: int) -
 
 
 def flat_groups(rewards_N: torch.Tensor, groups_N: torch.Tensor) -> torch.Tensor:
-    """Whether all scored completions of a completion's group have the same reward (bool [N])."""
-    centred_N, _ = _centred(rewards_N, groups_N)
-    return segment_sums(centred_N.abs(), groups_N)[groups_N] == 0
+    """Whether the scored completions of a completion's group have equal rewards (bool [N]), as rewards.variance says."""
+    scored_N, count = rewards_N.isfinite(), int(groups_N.max()) + 1
+    values, groups = rewards_N[scored_N], groups_N[scored_N]
+
+    def reduced(values: torch.Tensor, how: str) -> torch.Tensor:
+        empty_G = torch.zeros(count, dtype=values.dtype)
+        return empty_G.scatter_reduce(0, groups, values, how, include_self=False)
+
+    spread_G = reduced(values, "amax") - reduced(values, "amin")
+    return (spread_G <= TOLERANCE * reduced(values.abs(), "amax"))[groups_N]
 
 
 def _centred(rewards_N: torch.Tensor, groups_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -109,7 +117,8 @@ def _centred(rewards_N: torch.Tensor, groups_N: torch.Tensor) -> tuple[torch.Ten
     count_G = segment_sums(scored_N.to(rewards_N), groups_N).clamp_min(1)
     mean_N = (segment_sums(values_N, groups_N) / count_G)[groups_N]
     centred_N = rewards_N - mean_N
-    return torch.where(scored_N & ~_is_rounding(centred_N, mean_N), centred_N, torch.zeros_like(centred_N)), count_G
+    moves_N = scored_N & ~flat_groups(rewards_N, groups_N) & ~_is_rounding(centred_N, mean_N)
+    return torch.where(moves_N, centred_N, torch.zeros_like(centred_N)), count_G
 
 
 def _is_rounding(centred: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:

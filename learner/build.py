@@ -9,17 +9,17 @@ from transformers import PreTrainedModel
 from actors.build import Machine, lora_arguments
 from actors.engine import Engine
 from actors.lora import adapter_layout
-from actors.models import ModelSource, load_base_model, stored_quantization
-from actors.reward import absolute
+from actors.models import ModelSource, check_checkpoint, check_finite, load_base_model, stored_quantization
 from actors.shared import SharesWeights, SharingImpossible, attach, build_skeleton, kept_in_16bit
 from actors.types import AdapterLayout
+from conf.check import named_terms
 from conf.errors import UsageError
 from conf.schema import Settings
 from learner import memory
-from learner.attention import NAME
+from learner.attention import NAME, check_attention
 from learner.learner import Learner
 from learner.objectives import OBJECTIVES
-from learner.policy import Policy
+from learner.policy import Policy, check_logits
 
 GROW_IN_PLACE = "expandable_segments:True"
 
@@ -61,6 +61,9 @@ def draw(
         raise UsageError(
             f"data.max_prompt_tokens + sampling.max_tokens = {longest}: {model.path} has {positions} positions; lower one of them"
         )
+    check_checkpoint(source, skeleton, trust_remote_code=model.trust_remote_code)
+    check_attention(skeleton, longest=longest)
+    check_logits(skeleton)
     kept = frozenset(model.keep_16bit)
     layout = adapter_layout(skeleton, **lora_arguments(settings))
     shape = memory.ModelShape.of(skeleton, layout.size, kept)
@@ -102,12 +105,13 @@ def build_learner(blueprint: Blueprint, *, engine: Engine | None = None) -> tupl
     learner = settings.learner
     assert learner.logit_chunk_tokens is not None
     base, origin = _base_model(blueprint, engine)
+    check_finite(base, settings.model.path)
     policy = Policy(
         base, lora=lora_arguments(settings), seed=settings.run.seed, temperature=settings.sampling.temperature,
         logit_chunk_tokens=learner.logit_chunk_tokens, gradient_checkpointing=bool(learner.gradient_checkpointing),
         offload_activations=bool(learner.offload_activations), fused_kernels=learner.fused_kernels,
     )  # fmt: skip
-    weights = {absolute(vars(term))["fn"]: term.weight for term in settings.reward.terms}
+    weights = {str(term.name): term.weight for term in named_terms(settings.reward.terms)}
     objective = OBJECTIVES[settings.algorithm.name](
         settings.algorithm, max_tokens=settings.sampling.max_tokens, term_weights=weights
     )

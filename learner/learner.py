@@ -12,6 +12,7 @@ from typing import TypeVar
 import pyarrow as pa
 import torch
 
+from actors.engine import Diverged
 from actors.types import Adapter
 from conf.errors import UsageError
 from conf.schema import LearnerSettings
@@ -85,7 +86,7 @@ class Learner:
     def step(self, table: pa.Table) -> StepStats:
         """Train on every row of `table`, in as many optimizer steps as the algorithm says.
 
-        Raises FloatingPointError if a gradient is not finite, OutOfMemory if half the micro-batch is still too much; that
+        Raises Diverged if a gradient is not finite, OutOfMemory if half the micro-batch is still too much; that
         optimizer step changes nothing then.
         """
         start = time.monotonic()
@@ -182,7 +183,10 @@ class Learner:
         flat = self.policy.lora.flat
         norm = float(torch.nn.utils.clip_grad_norm_([flat], self._settings.max_grad_norm))
         if not norm < float("inf"):
-            raise FloatingPointError(f"the gradient norm is {norm} at version {self.version}; nothing was changed")
+            raise Diverged(
+                f"the gradient norm is {norm} in step {self.version + 1}: the run has diverged. Go on from the last checkpoint "
+                f"with a lower learner.learning_rate (now {self._settings.learning_rate:g}) or learner.max_grad_norm"
+            )
         if self._policy_moves:
             self.optimizer.step()
         if self.critic is not None:

@@ -174,8 +174,9 @@ def _candidates(settings: Settings, shape: ModelShape, budget: int) -> Iterator[
     if settings.runtime.max_staleness:
         ways = [way for way in ways if not way[2]]
     for seqs, (checkpointing, offload, lends) in itertools.product(sequences, ways):
-        for tokens in MICRO_BATCHES:
-            # A micro-batch larger than the batch buys nothing; one smaller than a sequence cannot be.
+        # A micro-batch smaller than a sequence cannot be, and one that holds the longest is the least where that is long.
+        for tokens in MICRO_BATCHES if length < 2 * MICRO_BATCHES[0] else (length,):
+            # A micro-batch larger than the batch buys nothing.
             if tokens >= 2 * batch_tokens and tokens != MICRO_BATCHES[-1]:
                 continue
             if tokens < length and tokens * 2 <= length:

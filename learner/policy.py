@@ -18,7 +18,7 @@ from learner.logprobs import token_logprobs
 from learner.lora_linear import FastLora
 from learner.offload import Offload
 
-UNSUPPORTED = ("final_logit_softcapping", "logits_scaling", "logit_scale")
+UNSUPPORTED = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
 
 
 class Tokens(NamedTuple):
@@ -28,6 +28,19 @@ class Tokens(NamedTuple):
     logprobs_T: torch.Tensor
     entropy_T: torch.Tensor
     hidden_TH: torch.Tensor | None
+
+
+def check_logits(model: PreTrainedModel) -> None:
+    """Raises ModelError if `model` (which may be on the meta device) changes its logits after the head: the learner would train
+    on other numbers than the engine's."""
+    configs = (model.config, model.config.get_text_config())
+    changed = [name for name in UNSUPPORTED if any(getattr(c, name, None) not in (None, 1.0) for c in configs)]
+    if getattr(model.get_output_embeddings(), "bias", None) is not None:
+        changed.append("a bias of the head")
+    if changed:
+        raise ModelError(
+            f"{type(model).__name__} changes its logits ({', '.join(changed)}), which the learner does not do; choose another model"
+        )
 
 
 class Policy:
@@ -41,11 +54,7 @@ class Policy:
         self, model: PreTrainedModel, *, lora: dict, seed: int, temperature: float, logit_chunk_tokens: int,
         gradient_checkpointing: bool, offload_activations: bool = False, fused_kernels: bool = True,
     ) -> None:  # fmt: skip
-        changed = [name for name in UNSUPPORTED if getattr(model.config, name, None) not in (None, 1.0)]
-        if changed:
-            raise ModelError(
-                f"{type(model).__name__} changes its logits ({', '.join(changed)}), which the learner does not do"
-            )
+        check_logits(model)
         if fused_kernels:
             fuse(model)
         if gradient_checkpointing:

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from learner.stats import StepStats
+from rewards.variance import is_zero_variance
 
 
 class MetricsLog:
@@ -59,7 +60,7 @@ def step_row(
             groups.setdefault(ordinal, []).append((reward, text))
             for name, value in named:
                 terms.setdefault(name, []).append(value)
-    flat = sum(len({reward for reward, _ in answers}) == 1 for answers in groups.values())
+    flat = sum(is_zero_variance([reward for reward, _ in answers]) for answers in groups.values())
     constant_share, constant_text = _constant_answer(list(groups.values()))
     lags = [version - 1 - span["version"] for spans in table.column("version_spans").to_pylist() for span in spans]
     lengths = pc.list_value_length(table.column("behavior_logprobs"))  # type: ignore[attr-defined]

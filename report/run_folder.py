@@ -50,13 +50,17 @@ class RunFolder(Layout):
         os.ftruncate(self._lock, 0)
         os.write(self._lock, f"{os.getpid()}\n".encode())
 
-    def claim(self, identity: dict[str, Any], settings: dict[str, Any], *, resume: str) -> None:
-        """Make the folder this run's, or check that it is. `identity` is what must not change between sessions.
+    def claim(self, identity: dict[str, Any], settings: dict[str, Any], *, resume: str) -> list[str]:
+        """Make the folder this run's, or check that it is. `identity` is what must not change between sessions; of other settings
+        that have changed there is a line each.
 
         Raises RunFolderError with the differences listed, or if the folder holds a run and `resume` is "never".
         """
+        changed: list[str] = []
         if self.settings.is_file():
-            held = json.loads(self.settings.read_text())["identity"]
+            stored = json.loads(self.settings.read_text())
+            held = stored["identity"]
+            changed = [f"changed since this run began: {line}" for line in _differences(stored["settings"], settings)]
             if resume == "never":
                 raise RunFolderError(
                     f"run.folder={self.path} holds a run already; choose another run.name or run.resume=auto"
@@ -72,6 +76,17 @@ class RunFolder(Layout):
         scratch = self.settings.with_suffix(".writing")
         scratch.write_text(json.dumps({"identity": identity, "settings": settings}, indent=2))
         scratch.rename(self.settings)
+        return changed
 
     def close(self) -> None:
         os.close(self._lock)
+
+
+def _differences(old: Any, new: Any, key: str = "") -> list[str]:
+    """What differs between two trees of settings, as "key: old, now new". Where a run lies and how long it is may change freely."""
+    if key in ("run", "task"):
+        return []
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted(old.keys() | new.keys())
+        return [line for k in keys for line in _differences(old.get(k), new.get(k), f"{key}.{k}".lstrip("."))]
+    return [] if old == json.loads(json.dumps(new)) else [f"{key}: {old}, now {new}"]

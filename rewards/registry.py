@@ -21,31 +21,35 @@ class RewardError(UsageError):
 
 @dataclass(frozen=True)
 class Term:
-    """One term of the sum. `checks_answer` marks those that know strict from lenient."""
+    """One term of the sum, with a name of its own. `checks_answer`: it distinguishes strict and lenient correctness."""
 
     name: str
+    registered: bool
     fn: RewardFn
     weight: float
     options: Mapping[str, Any]
     checks_answer: bool
 
 
-def load_term(name: str, *, weight: float, options: Mapping[str, Any]) -> Term:
-    """A term by its registered name, as module:function, or as path/to/file.py:function. Raises RewardError."""
-    if name in REGISTRY:
-        fn = REGISTRY[name]
-        return Term(name, fn, weight, options, fn in ANSWER_CHECKS)
-    module_name, colon, function_name = name.rpartition(":")
+def load_term(fn: str, *, name: str, weight: float, options: Mapping[str, Any]) -> Term:
+    """The term called `name`, whose function `fn` is a registered name, module:function, or path/to/file.py:function.
+
+    Raises RewardError.
+    """
+    if fn in REGISTRY:
+        function = REGISTRY[fn]
+        return Term(name, True, function, weight, options, function in ANSWER_CHECKS)
+    module_name, colon, function_name = fn.rpartition(":")
     if not colon:
-        raise RewardError(f"reward {name!r} is neither registered ({', '.join(REGISTRY)}) nor module:function")
+        raise RewardError(f"reward {fn!r} is neither registered ({', '.join(REGISTRY)}) nor module:function")
     try:
         module = _load_file(module_name) if module_name.endswith(".py") else importlib.import_module(module_name)
     except Exception as error:
-        raise RewardError(f"reward {name!r} does not import: {type(error).__name__}: {error}") from error
-    function: Any = getattr(module, function_name, None)
-    if function is None:
-        raise RewardError(f"reward {name!r}: {module_name} has no function {function_name}")
-    return Term(name, function, weight, options, False)
+        raise RewardError(f"reward {fn!r} does not import: {type(error).__name__}: {error}") from error
+    user_function: Any = getattr(module, function_name, None)
+    if user_function is None:
+        raise RewardError(f"reward {fn!r}: {module_name} has no function {function_name}")
+    return Term(name, False, user_function, weight, options, False)
 
 
 def _load_file(path: str) -> Any:
@@ -106,7 +110,7 @@ def gold_completion(terms: Sequence[Term], answer: str) -> str:
 
 def full_marks(terms: Sequence[Term]) -> float:
     """The highest sum that the registered terms can give; a user's own terms are left out."""
-    return sum(term.weight for term in terms if term.weight > 0 and term.name in REGISTRY)
+    return sum(term.weight for term in terms if term.weight > 0 and term.registered)
 
 
 ANSWER_CHECKS = (answers.numeric, answers.math, answers.exact, answers.gym)

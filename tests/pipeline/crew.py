@@ -8,11 +8,11 @@ from actors.replay import Replay, Verdict
 from actors.reward import RewardWorker
 from actors.rollout import Pumped, RolloutWorker
 from actors.types import Adapter, Completion, Group
+from conf.schema import TermSettings
 from tests.fakes import EchoEngine
 
 LETTERS, SLOW = (
-    [{"fn": f"{Path(__file__).parent}/{name}", "weight": 1.0, "options": {}}]
-    for name in ("letters.py:score", "letters.py:slowly")
+    [TermSettings(f"{Path(__file__).parent}/{name}")] for name in ("letters.py:score", "letters.py:slowly")
 )
 
 

@@ -11,6 +11,7 @@ import workers
 from learner import checkpoint
 from learner.worker import LearnerWorker
 
+# Not one of PLACES, at which a run is getting on: "in the start", while it is built.
 PLACES = ("before the optimizer", "after the optimizer", "in a checkpoint", "hang")
 
 
@@ -20,6 +21,7 @@ def install() -> None:
 
 
 def make_learner(settings: Any, checkpoints: Path, *more: Any) -> LearnerWorker:
+    end(checkpoints.parent, "in the start")
     worker = workers.make_learner(settings, checkpoints, *more)
     folder, optimizer = checkpoints.parent, worker.learner.optimizer
     step, sync = optimizer.step, checkpoint.sync

@@ -59,6 +59,16 @@ def test_a_learner_ends_at_the_worst_places(run: Callable, tmp_path: Path):
     assert [row["step"] for row in rows(folder)] == list(range(1, 21))
 
 
+def test_a_learner_that_dies_while_the_run_starts_ends_it_with_a_sentence(run: Callable, tmp_path: Path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "in the start").touch()
+    code, output = run("run.steps=1", prepare=faults.install).wait()
+    assert code == 3 and "error: learner-0: its process died" in output and "Traceback" not in output, output
+    code, output = run("run.steps=1").wait()  # the folder is let go of
+    assert code == 0, output
+
+
 @pytest.mark.parametrize(
     ("seed", "kills"), [(0, 2), *(pytest.param(seed, 5, marks=pytest.mark.soak) for seed in range(1, 5))]
 )

@@ -3,7 +3,11 @@
 import json
 import os
 import random
+import shutil
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -11,6 +15,7 @@ import pytest
 
 from actors.replay import Replay
 from tests.pipeline.runs import (
+    ROOT,
     Launched,
     assert_bit_equal,
     kill_after,
@@ -22,6 +27,7 @@ from tests.pipeline.runs import (
     trained_ordinals,
     wait_for,
 )
+from tests.tiny import make_tiny_model
 
 STEPS = 4
 
@@ -98,6 +104,76 @@ def test_killed_at_twenty_random_moments_the_run_ends_bit_equal(tiny_model: Path
     assert journal.torn() == 0
 
 
+def test_a_preempted_evaluation_stops_within_seconds(tiny_model: Path, tmp_path: Path):
+    """Machines that are taken away give 30 seconds; this evaluation would take 40."""
+    slow = tmp_path / "slow.py"
+    slow.write_text("import time\n\n\ndef score(sample):\n    time.sleep(2.5)\n    return 1.0\n")
+    folder = tmp_path / "run"
+    arguments = overrides(tiny_model, folder, f"reward.terms=[{{fn: '{slow}:score'}}]", "evaluation.samples=3")
+    running = Launched(arguments, tmp_path / "log")
+    wait_for(lambda: "base weights" in running.log.read_text() if running.log.exists() else False)
+    asked = time.monotonic()
+    os.kill(running.pid, signal.SIGTERM)
+    code, output = running.wait(15)
+    assert code == 143 and time.monotonic() - asked < 15, output
+    assert rows(folder, "evaluations") == [] if (folder / "evaluations.jsonl").exists() else True
+
+
+def test_what_changes_training_is_refused_or_said_when_a_run_goes_on(
+    whole: tuple[Path, str], tiny_model: Path, tmp_path: Path
+):
+    folder = Path(shutil.copytree(whole[0], tmp_path / "run"))
+    data = f"data.source={whole[0].parent / 'sums.jsonl'}"
+    for setting, message in (
+        ("learner.optimizer=adamw8bit", "learner.optimizer: adamw there, adamw8bit now"),
+        ("sampling.temperature=0.7", "sampling.temperature: 1.0 there, 0.7 now"),
+        ("reward.terms=[{fn: numeric}]", "reward.terms: "),
+        ("model.dtype=bfloat16", "model.dtype: auto there, bfloat16 now"),
+    ):
+        output = launch(overrides(tiny_model, folder, data, setting), expect=2)
+        assert "holds another run" in output and message in output and "Traceback" not in output
+    output = launch(overrides(tiny_model, folder, data, "learner.learning_rate=0.005"))
+    assert "changed since this run began: learner.learning_rate: 0.01, now 0.005" in output
+    other = make_tiny_model(tmp_path / "other", seed=1)
+    output = launch(overrides(other, folder, data), expect=2)
+    assert "the base model's weights" in output
+
+
+def test_a_run_goes_on_with_fewer_prompts_than_its_journal_holds(tiny_model: Path, tmp_path: Path):
+    folder, more = tmp_path / "run", ("run.checkpoint_every=100", "run.steps=100", "evaluation.samples=0")
+    running = Launched(overrides(tiny_model, folder, *more, "algorithm.prompts_per_step=8"), tmp_path / "log")
+    wait_for(lambda: steps_of(folder))
+    running.kill()
+    output = launch(overrides(tiny_model, folder, "algorithm.prompts_per_step=1", "run.steps=10", *more[:1]))
+    assert "1 scored groups recovered from the journal" in output
+    assert trained_ordinals(folder, 10) == list(range(10))
+
+
+def test_a_run_that_diverges_ends_with_a_sentence(tiny_model: Path, tmp_path: Path):
+    output = launch(overrides(tiny_model, tmp_path / "run", "learner.learning_rate=1e30"), expect=2)
+    assert "the run has diverged" in output and "learner.learning_rate" in output and "Traceback" not in output
+
+
+@pytest.mark.parametrize("runtime", ["local", "ray"])
+def test_a_folder_with_the_users_own_rewards_and_conf_works(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runtime: str
+):
+    """Names that users give their files: none of them comes before ours."""
+    for name in ("rewards", "session", "report"):
+        (tmp_path / f"{name}.py").write_text(f"raise ImportError('the {name} of the user')\n")
+    for name in ("conf", "launch"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text(f"raise ImportError('the {name} of the user')\n")
+    (tmp_path / "mine.py").write_text("def score(sample):\n    return float(len(sample.completion) > 3)\n")
+    monkeypatch.chdir(tmp_path)
+    arguments = overrides(
+        tiny_model, tmp_path / "run", "reward.terms=[{fn: 'mine:score'}]", f"runtime={runtime}", "run.steps=1"
+    )
+    run = [sys.executable, str(ROOT / "launch.py"), *arguments]
+    done = subprocess.run(run, capture_output=True, text=True, check=False, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_staleness_is_bounded_and_no_ordinal_is_lost_or_doubled(tiny_model: Path, tmp_path: Path):
     folder = tmp_path / "run"
     launch(overrides(tiny_model, folder, "runtime.max_staleness=1", "run.steps=8", "engine.max_num_seqs=6"))
@@ -169,7 +245,6 @@ def test_a_folder_in_use_or_of_another_run_is_refused(whole: tuple[Path, str], t
 
 
 def test_damaged_checkpoints_are_skipped(whole: tuple[Path, str], tiny_model: Path, tmp_path: Path):
-    import shutil
 
     folder = tmp_path / "run"
     shutil.copytree(whole[0], folder)

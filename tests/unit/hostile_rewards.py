@@ -1,6 +1,8 @@
 """Rewards that misbehave on the completion "bad" and give 1 otherwise."""
 
 import asyncio
+import contextlib
+import json
 import os
 import sys
 import time
@@ -62,6 +64,56 @@ def spawn_and_hang(sample: Sample) -> float:
 
         subprocess.run(["sleep", "4242"], check=False)
     return 1.0
+
+
+def forks(sample: Sample) -> float:
+    """A copy of the child returns, too."""
+    os.fork()
+    return float(sample.completion)
+
+
+def forks_late(sample: Sample) -> float:
+    """The copy writes to the parent by itself, and later."""
+    if os.fork() == 0:
+        time.sleep(0.02)
+        _say({"id": 0, "reward": 99.0, "terms": {}, "error": None, "strict": None, "lenient": None})
+        os._exit(0)
+    return float(sample.completion)
+
+
+def answers_twice(sample: Sample) -> float:
+    if _bad(sample):
+        _say({"id": 0, "reward": 5.0, "terms": {}, "error": None, "strict": None, "lenient": None})
+    return 1.0
+
+
+def answers_for_another(sample: Sample) -> float:
+    if _bad(sample):
+        _say({"id": 7, "reward": 5.0, "terms": {}, "error": None, "strict": None, "lenient": None})
+        time.sleep(0.2)
+    return 1.0
+
+
+def answers_nonsense(sample: Sample) -> float:
+    if _bad(sample):
+        _say({"id": 0, "reward": "high"})
+        time.sleep(0.2)
+    return 1.0
+
+
+def answers_infinity(sample: Sample) -> float:
+    if _bad(sample):
+        _say({"id": 0, "reward": 1e999, "terms": {}, "error": None, "strict": None, "lenient": None})
+        time.sleep(0.2)
+    return 1.0
+
+
+def _say(message: object) -> None:
+    """Write a line to every pipe that this process holds."""
+    line = json.dumps(message).encode() + b"\n"
+    for descriptor in range(3, 64):
+        with contextlib.suppress(OSError):
+            os.write(descriptor, line)
 
 
 async def awaited(sample: Sample) -> float:

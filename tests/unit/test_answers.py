@@ -93,7 +93,7 @@ def test_gym_scores_with_the_tasks_own_scorer():
 
 
 def terms(*pairs):
-    return [load_term(name, weight=weight, options={}) for name, weight in pairs]
+    return [load_term(name, name=name, weight=weight, options={}) for name, weight in pairs]
 
 
 def test_terms_add_by_weight_and_those_that_do_not_apply_stay_out():
@@ -122,4 +122,4 @@ def test_strict_and_lenient_come_from_the_term_that_checks():
 )
 def test_a_reward_that_cannot_be_found_says_so(name: str, message: str):
     with pytest.raises(RewardError, match=message):
-        load_term(name, weight=1.0, options={})
+        load_term(name, name="mine", weight=1.0, options={})

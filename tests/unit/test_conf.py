@@ -60,6 +60,8 @@ def test_settings_that_cannot_work_together_are_named():
     check_settings(settings_from(*spread, "runtime.rollout_gpus=2", "runtime.learner_gpus=0.5"))
     with pytest.raises(UsageError, match="only 16-bit weights"):
         check_settings(settings_from(*spread, "model.quantization=nf4"))
+    with pytest.raises(UsageError, match="the learner has memory of its own"):
+        check_settings(settings_from("runtime=ray", "engine.release_cache=true"))
     with pytest.raises(UsageError, match=r"runtime\.rollout_gpus=0\.5: choose null, 2"):
         check_settings(settings_from(*spread, "runtime.rollout_gpus=0.5"))
 
@@ -71,6 +73,8 @@ def test_settings_that_cannot_work_together_are_named():
         ("learner.learning_rate=0", "learner.learning_rate=0.0: must be over 0"),
         ("engine.name=fast", "engine.name=fast: choose auto, vllm, transformers"),
         ("reward.terms=[]", "reward.terms is empty"),
+        ("reward.terms=[{fn: numeric, name: a}, {fn: exact, name: a}]", "2 terms are named 'a'"),
+        ("run.name=../../etc", "for it becomes a folder's name"),
         ("reward.quorum=2", "reward.quorum=2.0"),
         ("run.resume=maybe", "choose auto, never or a step's number"),
         ("engine.tensor_parallel_size=2", "an engine over several GPUs needs runtime=ray"),

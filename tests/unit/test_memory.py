@@ -165,3 +165,16 @@ def test_memory_grows_in_place_unless_the_environment_configures_it(monkeypatch:
     let_memory_grow_in_place()
     # vLLM's sleep mode reads the one, torch heeds the other.
     assert told == [GROW_IN_PLACE] and os.environ["PYTORCH_CUDA_ALLOC_CONF"] == GROW_IN_PLACE
+
+
+@pytest.mark.parametrize("tokens", [90_000, 98_304, 100_000, 1_000_000])
+def test_answers_too_long_for_any_plan_are_refused_with_a_sentence(tokens: int):
+    asked = settings(*WORK, f"sampling.max_tokens={tokens}")
+    with pytest.raises(MemoryPlanError, match=r"cannot hold this run.*(?s:.)*sampling\.max_tokens"):
+        plan(asked, QWEN, budget=7 * GIB, shared=True)
+
+
+def test_one_long_answer_is_a_micro_batch():
+    asked = settings(*WORK, "algorithm.prompts_per_step=1", "algorithm.group_size=2", "sampling.max_tokens=100_000")
+    found = plan(asked, QWEN, budget=400 * GIB, shared=True)
+    assert found.settings.learner.micro_batch_tokens >= 100_128

@@ -1,8 +1,24 @@
+"""Base models: what is refused before it trains on wrong numbers."""
+
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from accelerate import init_empty_weights
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from actors.models import _move
+from actors.models import ModelError, ModelSource, _move, check_checkpoint, check_finite, fingerprint, load_base_model
+from actors.shared import build_skeleton
+from learner.attention import NAME, check_attention
+from learner.policy import check_logits
+
+SMALL = {
+    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 8,
+}  # fmt: skip
 
 
 def test_of_two_processes_that_convert_a_model_the_slower_takes_the_others(tmp_path: Path):
@@ -19,3 +35,128 @@ def test_a_model_whose_place_is_taken_by_something_else_is_an_error(tmp_path: Pa
         (tmp_path / name / "something").touch()
     with pytest.raises(OSError):
         _move(tmp_path / "scratch", tmp_path / "model")
+
+
+def changed(model: Path, folder: Path, change: Any) -> ModelSource:
+    """A copy of `model` whose tensors `change` has changed."""
+    shutil.copytree(model, folder)
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return ModelSource(str(folder), None, "")
+
+
+def check(source: ModelSource) -> None:
+    model = build_skeleton(source, dtype="float32", trust_remote_code=False)
+    check_checkpoint(source, model, trust_remote_code=False)
+
+
+UP = "model.layers.1.mlp.up_proj.weight"
+
+
+def test_a_checkpoint_without_a_weight_is_refused(tiny_model: Path, tmp_path: Path):
+    source = changed(tiny_model, tmp_path / "model", lambda tensors: tensors.pop(UP))
+    with pytest.raises(ModelError, match=f"lacks 1 of the model's weights.*{UP}"):
+        check(source)
+
+
+def test_a_checkpoint_with_a_weight_of_another_shape_is_refused(tiny_model: Path, tmp_path: Path):
+    source = changed(tiny_model, tmp_path / "model", lambda tensors: tensors.update({UP: torch.zeros(3, 3)}))
+    with pytest.raises(ModelError, match=f"another shape: {UP}"):
+        check(source)
+
+
+def test_a_checkpoint_that_is_cut_short_is_refused(tiny_model: Path, tmp_path: Path):
+    shutil.copytree(tiny_model, tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:5000])
+    with pytest.raises(ModelError, match="cannot be read"):
+        check(ModelSource(str(tmp_path / "model"), None, ""))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_checkpoint_with_a_number_that_is_not_finite_is_refused(tiny_model: Path, tmp_path: Path, value: float):
+    def spoil(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[UP][1, 2] = value
+
+    source = changed(tiny_model, tmp_path / "model", spoil)
+    base = load_base_model(source, dtype="float32", device="cpu", quantization="none", trust_remote_code=False)
+    with pytest.raises(ModelError, match=f"NaN or infinity in {UP}"):
+        check_finite(base, "here")
+
+
+def test_whole_checkpoints_pass(tiny_model: Path):
+    source = ModelSource(str(tiny_model), None, "")
+    check(source)
+    check_finite(AutoModelForCausalLM.from_pretrained(tiny_model), "here")
+
+
+def test_the_fingerprint_tells_other_weights_behind_the_same_path(tiny_model: Path, tmp_path: Path):
+    def move(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["model.norm.weight"] += 1
+
+    source = ModelSource(str(tiny_model), None, "")
+    assert fingerprint(source) == fingerprint(source)
+    assert fingerprint(changed(tiny_model, tmp_path / "model", move)) != fingerprint(source)
+
+
+def skeleton(kind: str, **more: Any) -> PreTrainedModel:
+    config = AutoConfig.for_model(kind, **{**SMALL, "pad_token_id": 0, **more})
+    with init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(config, attn_implementation=NAME, dtype=torch.bfloat16)
+    model.tie_weights()
+    return model
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [
+        ("llama", {}), ("qwen2", {}), ("qwen3", {}), ("phi3", {}), ("smollm3", {}), ("olmo2", {}), ("glm4", {}),
+        ("mistral", {"sliding_window": None}), ("mistral", {"sliding_window": 100}), ("gemma3_text", {"sliding_window": 100}),
+    ],
+)  # fmt: skip
+def test_models_whose_attention_is_computed_pass(kind: str, more: dict[str, Any]):
+    model = skeleton(kind, **more)
+    check_attention(model, longest=100)
+    check_logits(model)
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "message"),
+    [
+        ("mistral", {"sliding_window": 99}, r"sliding_window=99 .* up to 100 tokens.*shorter sampling\.max_tokens"),
+        ("gemma3_text", {"sliding_window": 8}, "sliding_window=8"),
+        ("gemma2", {}, r"softcap=50\.0"),
+        ("gpt_oss", {"num_local_experts": 4}, "s_aux"),
+        ("qwen3_next", {}, "layers of linear_attention"),
+    ],
+)
+def test_attention_that_is_not_computed_is_refused(kind: str, more: dict[str, Any], message: str):
+    with pytest.raises(ModelError, match=message):
+        check_attention(skeleton(kind, **more), longest=100)
+
+
+def test_attention_that_was_not_seen_at_the_start_is_refused_when_it_comes():
+    import learner.attention as attention
+
+    values = torch.zeros(1, 1, 2, 8)
+    packing = attention.Packing([attention.Segment(0, 2)], "cpu")
+    attention.packed_attention(torch.nn.Module(), values, values, values, None, packing=packing, sliding_window=2)
+    for keyword in ({"sliding_window": 1}, {"softcap": 30.0}, {"s_aux": torch.zeros(1)}, {"new_in_2027": True}):
+        with pytest.raises(ModelError, match=f"does not compute {next(iter(keyword))}"):
+            attention.packed_attention(torch.nn.Module(), values, values, values, None, packing=packing, **keyword)
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [
+        ("granite", {"logits_scaling": 8.0}),
+        ("cohere", {"logit_scale": 0.1}),
+        ("gemma2", {"final_logit_softcapping": 30.0}),
+        ("gemma3", {"text_config": {**SMALL, "final_logit_softcapping": 30.0}}),
+    ],
+)
+def test_logits_that_are_changed_after_the_head_are_refused(kind: str, more: dict[str, Any]):
+    model = skeleton(kind, **more)
+    with pytest.raises(ModelError, match=f"changes its logits .{next(iter(more)) if kind != 'gemma3' else 'final'}"):
+        check_logits(model)

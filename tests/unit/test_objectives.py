@@ -12,6 +12,7 @@ from learner import advantages, aggregation, kl, preferences, surrogates
 from learner.advantages import group_relative
 from learner.objectives import OBJECTIVES
 from learner.terms import Scored, Survey, TokenTerms
+from rewards.variance import is_zero_variance
 
 close = torch.testing.assert_close
 NAN = float("nan")
@@ -292,3 +293,15 @@ def test_loss_and_gradient_of_each_algorithm_by_hand(name: str):
     assert prepared.units == ([(0, 1)] if name == "online_dpo" else [(0,), (1,)])
     assert loss.item() == pytest.approx(expected, abs=1e-7)
     close(policy.grad, f64(*gradient), atol=1e-7, rtol=1e-6)
+
+
+@given(
+    st.lists(st.sampled_from([0.0, 0.1 + 0.2, 0.3, 0.3 + 1e-12, 0.31, -0.3, 1e6, 1e6 + 1e-4]), min_size=2, max_size=4),
+    st.lists(st.sampled_from([0.3, 1.0]), min_size=2, max_size=3),
+)
+def test_the_learner_the_replay_and_the_metrics_agree_on_groups_without_signal(one: list[float], other: list[float]):
+    rewards = torch.tensor([*one, *other], dtype=torch.float64)
+    groups = torch.tensor([0] * len(one) + [1] * len(other))
+    expected = torch.tensor([is_zero_variance(one)] * len(one) + [is_zero_variance(other)] * len(other))
+    assert torch.equal(advantages.flat_groups(rewards, groups), expected)
+    assert not group_relative(rewards, groups)[expected].any()

@@ -135,3 +135,23 @@ def test_admits_a_group_once_and_only_with_a_quorum(tmp_path: Path):
     assert replay.admit(group(1, [1.0, None, None, None])) == Verdict(1, False, 3)
     assert replay.admit(group(2, [1.0, None])) == Verdict(2, False, 1)  # one has no advantage
     assert replay.held() == [0] and recovered(tmp_path).held() == [0]
+
+
+def test_recovers_no_more_than_it_may_hold(tmp_path: Path):
+    Replay(tmp_path, capacity=8).put([batch(i) for i in (5, 1, 3, 2)])
+    replay = recovered(tmp_path, capacity=2)
+    assert replay.held() == [1, 2]
+    assert recovered(tmp_path).held() == [1, 2]  # the others are gone from the journal
+
+
+def test_keeps_what_it_is_told_and_drops_the_rest_from_the_journal(tmp_path: Path):
+    replay = Replay(tmp_path, capacity=8)
+    replay.put([batch(i) for i in range(4)])
+    replay.keep([0, 2])
+    assert replay.held() == [0, 2] and recovered(tmp_path).held() == [0, 2]
+
+
+@pytest.mark.parametrize(("rewards", "is_flat"), [([0.1 + 0.2, 0.3], True), ([0.3, 0.3001], False), ([0.0, 0.0], True)])
+def test_rewards_that_differ_in_rounding_alone_carry_no_signal(tmp_path: Path, rewards: list[float], is_flat: bool):
+    replay = Replay(tmp_path, capacity=8, max_flat=1)
+    assert replay.admit(group(0, rewards)).is_flat == is_flat

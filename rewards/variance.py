@@ -1,0 +1,11 @@
+"""When all rewards of a group count as equal. Plain Python: the replay, the metrics and the learner share this definition."""
+
+from collections.abc import Sequence
+
+# Sums of the same terms in another order differ by some 1e-16 of their size; differences of 1e-6 may be meant.
+TOLERANCE = 1e-9
+
+
+def is_zero_variance(rewards: Sequence[float]) -> bool:
+    """Whether `rewards` differ by at most TOLERANCE of the largest magnitude among them, so that they teach nothing."""
+    return max(rewards) - min(rewards) <= TOLERANCE * max(map(abs, rewards))
