@@ -1,18 +1,23 @@
 # The two commands: `make train` and `make test`. Both make .venv first; nothing else is to be set up.
 
 RUN := .venv/bin/python
+WORKERS := 2
 
-.PHONY: train test bench check env clean
+.PHONY: train test nightly bench check env dev clean
 train: env
 	@echo '+ $(RUN) launch.py $(ARGS)'
 	@$(RUN) launch.py $(ARGS)
 
 # What CI runs.
-test: env check
-	$(RUN) -m pytest
+test: dev check
+	$(RUN) -m pytest -n $(WORKERS) --dist loadgroup
+
+# What is slow and proves again what a faster test proves.
+nightly: dev
+	$(RUN) -m pytest -m nightly
 
 # Style, types and the order of the packages.
-check: env
+check: dev
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m basedpyright
@@ -23,6 +28,9 @@ bench: env
 
 env:
 	@tools/install.sh
+
+dev:
+	@tools/install.sh dev
 
 clean:
 	rm -rf .venv build dist *.egg-info

@@ -1,145 +1,89 @@
 """Epiphany: `python launch.py [group=choice ...] [section.key=value ...]`.
 
-`train` is the algorithm, and the only loop: hand out prompts, sample, score, queue, learn, pass the new adapter on.
-session.py holds what surrounds it.
+`train` is the algorithm, and the only loop: sample, score, store, learn, update. epiphany/trainer.py holds what
+surrounds it.
 """
 
 from __future__ import annotations
 
-import logging
-import os
-import signal
+import importlib.util
 import subprocess
 import sys
-import warnings
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
-
-from conf.check import check_overrides, check_settings, spell_out
-from conf.errors import UsageError
-from conf.schema import Settings, register
+from omegaconf import DictConfig
 
 if TYPE_CHECKING:
-    from session import Session
+    from conf.errors import UsageError
+    from conf.schema import Settings
+    from epiphany.stop import Stop
+    from epiphany.trainer import Trainer
+
+PACKAGES = ("conf", "rewards", "actors", "learner", "epiphany")
 
 
-def train(session: Session, stop: Stop) -> None:
-    """Train until `run.steps` optimizer steps are done or a signal asks to stop."""
-    s, ledger = session.settings, session.ledger
-    batch_size, max_staleness = s.algorithm.prompts_per_step, s.runtime.max_staleness
-    batch: list[int] = []
-    learning = False  # from batch
-    while session.version < s.run.steps and not stop.requested:
-        # Hand out prompts: a batch for the version that is being trained, and one for each that may lag behind.
-        free = batch_size * (1 + max_staleness) - len(ledger.open)
-        session.dispatch(ledger.next(session.room(free), version=session.version))
+def train(trainer: Trainer, stop: Stop) -> None:
+    """Train until `run.steps` steps are done or a signal asks to stop."""
+    settings = trainer.settings
+    while trainer.version < settings.run.steps and not stop:
+        # Sample: start groups for the version in training, and for each version that may lag behind it.
+        trainer.sample(trainer.free_slots())
 
-        # Learn once a batch is there, unless it would leave a group too old that is still being sampled. With
-        # max_staleness 0 that is any group at all: the engines are drained before each update.
-        if not learning:
-            batch = session.ready(batch_size)
-            waiting_for = ledger.oldest_version(besides=batch)
-            too_old = waiting_for is not None and session.version + 1 - waiting_for > max_staleness
-            if len(batch) == batch_size and not too_old:
-                session.learn(batch)
-                learning = True
+        # Learn, as soon as a batch is stored and the step leaves no group too old that is still being sampled.
+        if not trainer.is_learning and (batch := trainer.next_batch()) is not None:
+            trainer.start_step(batch)
 
-        # Until then, and while the learner works elsewhere: sample, score and queue.
-        if not (learning and session.has_learned):
-            session.work()
+        # Until the step is done: sample on, score what is finished, and store what is scored.
+        if not trainer.step_done():
+            trainer.poll()
             continue
 
-        # Pass the new adapter on. Unfinished sequences stay in the engines and go on under it.
-        session.finish_step()
-        learning = False
+        # Update: the engines get the new adapter. Unfinished sequences stay in them and go on under it.
+        trainer.complete_step()
 
-        if session.version % s.run.checkpoint_every == 0 or session.version == s.run.steps:
-            session.save()
-        if s.evaluation.every and session.version % s.evaluation.every == 0 and session.version < s.run.steps:
-            session.evaluate()
-    if learning:
-        session.finish_step()
-    if stop.requested:
-        session.save()
-
-
-class Stop:
-    """The first SIGINT or SIGTERM asks the loop to stop after what it is doing; the second ends the process."""
-
-    def __init__(self) -> None:
-        self.requested: int | None = None
-        self.listen()
-
-    def listen(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._handle)
-
-    def _handle(self, number: int, _frame: FrameType | None) -> None:
-        if self.requested is not None:
-            os._exit(128 + number)
-        self.requested = number
-        print(f"\n{signal.Signals(number).name}: saving; once more ends at once", file=sys.stderr)
-
-
-def run(settings: Settings) -> int:
-    """One run from its settings to its exit code: 0, or 128 + the signal that stopped it."""
-    # What libraries say while they are imported, and a user can do nothing about.
-    for name in ("bitsandbytes", "torch._library.triton"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    with warnings.catch_warnings(action="ignore"):
-        from actors.runtime import WorkerLost
-        from session import RunLost, Session
-    warnings.filterwarnings("ignore", module=r"vllm|torch")
-    stop = Stop()
-    session: Session | None = None
-    try:
-        console = Console(width=None if sys.stdout.isatty() else 120)
-        session = Session(settings, console, stop=lambda: stop.requested is not None)
-        stop.listen()  # an engine may have set handlers of its own
-        if not stop.requested:
-            session.evaluate_once()
-            train(session, stop)
-        if not stop.requested:
-            session.finish()
-        return 0 if stop.requested is None else 128 + stop.requested
-    except WorkerLost as lost:
-        raise RunLost(f"{lost}; the same command goes on from the last checkpoint") from lost
-    finally:
-        if session is not None:
-            session.close()
+        is_last = trainer.version == settings.run.steps
+        if trainer.version % settings.run.checkpoint_every == 0 or is_last:
+            trainer.save()
+        if settings.evaluation.every and trainer.version % settings.evaluation.every == 0 and not is_last:
+            trainer.evaluate()
+    if trainer.is_learning:
+        trainer.complete_step()
+    if stop:
+        trainer.save()
 
 
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")
 def _hydra_main(config: DictConfig) -> None:
-    settings: Any = OmegaConf.to_object(config)
-    try:
-        check_settings(settings)
-        if settings.task == "status":
-            from report.status import show_status
+    from conf.compose import to_settings
+    from conf.errors import UsageError
+    from conf.validate import check_settings
+    from epiphany.commands import COMMANDS
 
-            show_status(Console(), Path(settings.run.folder))
-        elif HydraConfig.get().mode == RunMode.MULTIRUN:
+    try:
+        settings = to_settings(config)
+        check_settings(settings)
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
             _sweep_job(settings)
         else:
-            sys.exit(run(settings))
+            sys.exit(COMMANDS[settings.task](settings, train))
     except UsageError as error:
         _fail(error)
 
 
 def _sweep_job(settings: Settings) -> None:
-    """One job of a sweep: a process and a run folder of its own."""
-    job = HydraConfig.get()
-    folder = f"run.folder={settings.run.folder}-{job.job.num}"
-    command = [sys.executable, str(Path(__file__).resolve()), *job.overrides.task, folder]
-    subprocess.run(command, check=True)
+    """One job of a sweep: a process of its own, with a run folder that is named by its overrides."""
+    from conf.overrides import sweep_folder
+
+    overrides = list(HydraConfig.get().overrides.task)
+    folder = sweep_folder(settings.run.folder, overrides)
+    command = [sys.executable, str(Path(__file__).resolve()), *overrides, f"run.folder={folder}"]
+    code = subprocess.run(command, check=False).returncode
+    if code:
+        sys.exit(code)
 
 
 def _fail(error: UsageError) -> None:
@@ -147,12 +91,34 @@ def _fail(error: UsageError) -> None:
     sys.exit(error.exit_code)
 
 
+def _shadowed() -> list[str]:
+    """Files that come before ours on the import path, under the name of one of our packages."""
+    ours = Path(__file__).resolve().parent
+    specs = {name: importlib.util.find_spec(name) for name in PACKAGES}
+    files = [
+        spec.origin or next(iter(spec.submodule_search_locations or ()), name) for name, spec in specs.items() if spec
+    ]
+    return [file for file in files if not Path(file).resolve().is_relative_to(ours)]
+
+
 def main() -> None:
     """The console script."""
+    shadowed = _shadowed()
+    if shadowed:
+        sys.exit(f"error: {', '.join(shadowed)} hides a package of Epiphany: rename it, or run from another folder")
+    from conf.errors import UsageError
+    from conf.overrides import check_overrides, normalize_overrides, wants_version
+    from conf.schema import register
+
+    if wants_version(sys.argv[1:]):
+        import epiphany
+
+        print(f"epiphany {epiphany.__version__}")
+        return
     register()
-    sys.argv[1:] = spell_out(sys.argv[1:])
     try:
         check_overrides(sys.argv[1:])
+        sys.argv[1:] = normalize_overrides(sys.argv[1:])
     except UsageError as error:
         _fail(error)
     _hydra_main()

@@ -1,302 +1,237 @@
-"""Pipeline: the road from prompts to the replay, over workers any of which may be lost on the way.
+"""Pipeline: moves groups from their prompt to the replay, over workers any of which may be lost.
 
-It keeps one call of `pump` open on each rollout worker, passes finished groups on to the reward workers and scored ones to
-the replay, all by reference, and remembers what is where. A lost worker is replaced, gets the current adapter, and what
-it had is sampled or scored again: a prompt leaves this road once, admitted, given up or evaluated. Knows the runtime's
-protocols; knows neither Ray, engines nor gradients.
+The way of one group is `group_path`. A prompt leaves it once: admitted, refused, or evaluated. Rows travel by reference
+and are never fetched here, but for evaluation. Knows the runtime's protocols; knows neither Ray, engines nor gradients.
 """
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, TypeVar
+from typing import TypeAlias, TypedDict
 
-from actors.replay import Replay, Verdict
+from actors.replay.admission import Admission
+from actors.replay.queue import Replay
 from actors.reward import RewardWorker
-from actors.rollout import Pumped, RolloutWorker
-from actors.runtime import OBJECT, Handle, Promise, Runtime, WorkerLost, passed
-from actors.types import Adapter, Group, Prompt, Sampling
-from conf.errors import UsageError
-
-R = TypeVar("R")
+from actors.rollout import RolloutWorker, RunProgress
+from actors.runtime.base import Future, WorkerLost, as_argument
+from actors.runtime.supervisor import Supervisor, WorkerSlot
+from actors.types import Adapter, Group, Prompt, Purpose, Sampling
 
 
-class TooManyLost(UsageError):
-    """Workers are lost faster than the run gets on; the message names the last reason."""
-
-    exit_code = 3
-
-
-@dataclass
-class _Task:
-    """A prompt on the road, how it is sampled, and its group as far as it has come."""
+@dataclass(eq=False)
+class Task:
+    """A prompt on its way, and how it is sampled."""
 
     prompt: Prompt
     sampling: Sampling
     samples: int
     attempt: int = 0
-    group: Promise[Group] | None = None
-    scored: Promise[Group] | None = None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A task at a worker: `future` is its result, or None while a rollout worker samples it among others."""
+
+    slot: WorkerSlot
+    future: Future | None = None
+
+
+# A path yields the stage that it waits for, and is sent the stage's future once that is done.
+Path: TypeAlias = Generator[Stage, Future, Admission | Group]
+
+
+class WorkerCounters(TypedDict, total=False):
+    """What a worker has done: groups that are `in_flight` at it and its `restarts`.
+
+    Rollout workers also have the adapter's `version`, and `tokens_per_second` in the `seconds` of sampling since the
+    counters were last taken.
+    """
+
+    in_flight: int
+    restarts: int
+    version: int | None
+    tokens_per_second: float
+    seconds: float
 
 
 @dataclass
-class _Member:
-    """A worker's place: who holds it, what that one has, and since when it owes an answer."""
+class _Rollout:
+    """What the pipeline knows of one rollout worker."""
 
-    kind: str
-    index: int
-    handle: Handle[Any]
-    open: dict[int, _Task] = field(default_factory=dict)
-    pump: Promise[Pumped] | None = None
+    run: Future[RunProgress] | None = None
     version: int | None = None
     tokens: int = 0
     seconds: float = 0.0
-    losses: int = 0
-    losses_since_step: int = 0
-    is_ready: bool = False
-    since: float = 0.0
 
 
-@dataclass(frozen=True)
-class _Call:
-    """An open call: whose it is, what to do with its promise, and which task is lost with it."""
-
-    member: _Member
-    then: Callable[[Promise[Any]], Any]
-    task: _Task | None
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Seconds without an answer after which a worker counts as hung, before its first answer and after it, and how often one
-    may be lost without a step in between."""
-
-    start_seconds: float = float("inf")
-    stall_seconds: float = float("inf")
-    losses: int = 0
-
-
+@dataclass
 class Pipeline:
-    """The workers on the road; `limits` says when one counts as lost, `note` tells the user. Raises TooManyLost."""
+    """The way from prompts to the replay. `supervisor` holds the workers, which are started through it."""
 
-    def __init__(self, runtime: Runtime, *, limits: Limits, note: Callable[[str], None]) -> None:
-        self._runtime = runtime
-        self._limits = limits
-        self._note = note
-        self._makers: dict[str, Callable[[str], Callable[[], Any]]] = {}
-        self._members: list[_Member] = []
-        self._calls: dict[Promise[Any], _Call] = {}
-        self._adapter: tuple[int, Promise[Adapter]] | None = None
-        self._verdicts: list[Verdict] = []
-        self._evaluated: dict[int, Group] = {}
+    supervisor: Supervisor
+    _waiting: dict[WorkerSlot, dict[tuple[Purpose, int], Path]] = field(default_factory=dict)
+    _rollouts: dict[WorkerSlot, _Rollout] = field(default_factory=dict)
+    _adapter: Future[Adapter] | None = None
+    _admissions: list[Admission] = field(default_factory=list)
+    _evaluated: dict[int, Group] = field(default_factory=dict)
 
-    def start(self, kind: str, count: int, maker: Callable[[str], Callable[[], Any]]) -> None:
-        """Start `count` workers; `maker(name)` gives the factory of one, now and whenever one is replaced."""
-        self._makers[kind] = maker
-        self._members += [_Member(kind, i, self._new(kind, i, 0)) for i in range(count)]
+    def __post_init__(self) -> None:
+        self.supervisor.on_replaced = self._on_replaced
 
-    def one(self, kind: str) -> Handle[Any]:
-        """The first worker of a kind."""
-        return self._of(kind)[0].handle
+    def group_path(self, task: Task) -> Path:
+        """The way of one group. After the loss of a worker it goes on at the stage that was lost."""
+        group = scored = None
+        while True:
+            try:
+                if group is None:
+                    group = yield self._sample(task)
+                if scored is None:
+                    scored = yield self._score(task, group)
+                if task.prompt.purpose == "evaluate":
+                    return scored.result()
+                admission = yield self._admit(scored)
+                return admission.result()
+            except WorkerLost as lost:
+                self.supervisor.replace_lost(lost)
+                if lost.kind == "reward":
+                    scored = None
+                elif lost.kind != "replay":
+                    group = scored = None
+                    task.attempt += 1
+
+    # The stages
+
+    def _sample(self, task: Task) -> Stage:
+        slot = self._least_busy("rollout")
+        future = slot.submit(RolloutWorker.dispatch, [task.prompt], task.sampling, task.samples, task.attempt)
+        self.supervisor.watch(slot, future, lambda done: done.result())
+        return Stage(slot)
+
+    def _score(self, task: Task, group: Future[Group]) -> Stage:
+        slot = self._least_busy("reward")
+        evaluate = task.prompt.purpose == "evaluate"
+        return Stage(slot, slot.submit(RewardWorker.score, as_argument(group), evaluate))
+
+    def _admit(self, scored: Future[Group]) -> Stage:
+        slot = self.supervisor.slot("replay")
+        return Stage(slot, slot.submit(Replay.admit, as_argument(scored)))
 
     # What the run asks for
 
     def dispatch(self, prompts: Sequence[Prompt], sampling: Sampling, samples: int) -> None:
-        """Start a group of each prompt on the rollout worker that has least to do."""
+        """Start a group of `samples` completions of each prompt."""
         for prompt in prompts:
-            self._sample(_Task(prompt, sampling, samples))
+            path = self.group_path(Task(prompt, sampling, samples))
+            self._wait_for(prompt.key, path, next(path))
 
-    def work(self, *besides: Promise[Any], seconds: float = 1.0) -> list[Verdict]:
-        """Sample, score and queue until something finishes, or one of `besides` is there; what the replay said to the
-        groups that reached it."""
-        for member in self._of("rollout"):
-            if member.open and member.pump is None:
-                member.pump = member.handle.submit(RolloutWorker.pump)
-                self._await(member, member.pump, partial(self._pumped, member))
-        there = self._runtime.wait([*self._calls, *besides], seconds) if self._calls or besides else []
-        for promise in there:
-            if promise in self._calls:
-                self._answered(promise)
-        self._end_the_hung()
-        verdicts, self._verdicts = self._verdicts, []
-        return verdicts
+    def poll(self, *others: Future, seconds: float = 1.0) -> list[Admission]:
+        """Sample, score and store until something finishes, or one of `others` is done.
 
-    def broadcast(self, version: int, adapter: Promise[Adapter]) -> None:
+        Returns what the replay said of the groups that have reached it.
+        """
+        for slot in self._slots("rollout"):
+            rollout = self._rollout(slot)
+            if self._waiting.get(slot) and rollout.run is None:
+                rollout.run = slot.submit(RolloutWorker.run_engine)
+                self.supervisor.watch(slot, rollout.run, lambda done, slot=slot: self._on_progress(slot, done))
+        self.supervisor.poll(seconds, *others)
+        admissions, self._admissions = self._admissions, []
+        return admissions
+
+    def broadcast(self, adapter: Future[Adapter]) -> None:
         """Pass `adapter` on to every rollout worker, and to those that will replace one."""
-        self._adapter = (version, adapter)
-        for member in self._members:
-            member.losses_since_step = 0
-        for member in self._of("rollout"):
-            self._load(member)
+        self._adapter = adapter
+        for slot in self._slots("rollout"):
+            self._load_adapter(slot)
 
     def evaluate(
         self, prompts: Sequence[Prompt], sampling: Sampling, samples: int, *, stop: Callable[[], bool] = lambda: False
     ) -> list[Group] | None:
-        """`samples` scored completions of each prompt, in the order of `prompts` (whose ordinals are negative); None once `stop`
-        says so. Groups that are to be trained go on meanwhile; what becomes of them the next `work` tells."""
+        """`samples` scored completions of each held-out prompt, in the order of `prompts`; None once `stop` says so.
+
+        Groups that are to be trained go on meanwhile; the next `poll` tells what became of them.
+        """
         self.dispatch(prompts, sampling, samples)
-        kept: list[Verdict] = []
-        while any(prompt.ordinal not in self._evaluated for prompt in prompts):
-            kept += self.work()
-            if stop():
-                self._verdicts = kept
-                return None
-        self._verdicts = kept
+        admissions: list[Admission] = []
+        while any(prompt.ordinal not in self._evaluated for prompt in prompts) and not stop():
+            admissions += self.poll()
+        self._admissions = admissions
+        if stop():
+            return None
         return [self._evaluated.pop(prompt.ordinal) for prompt in prompts]
 
-    def report(self) -> dict[str, dict[str, Any]]:
-        """Of each worker on the road: groups that it has (`open`), how often it was replaced (`losses`), and of rollout workers
-        the adapter's `version`, and `tokens_per_second` in the `seconds` of sampling since the last report."""
-        found = {}
-        for member in self._members:
-            line: dict[str, Any] = {"open": len(member.open), "losses": member.losses}
-            if member.kind == "rollout":
-                rate = member.tokens / member.seconds if member.seconds else 0.0
-                line |= {"version": member.version, "tokens_per_second": rate, "seconds": member.seconds}
-                member.tokens, member.seconds = 0, 0.0
-            found[f"{member.kind}-{member.index}"] = line
-        return found
+    def take_counters(self) -> dict[str, WorkerCounters]:
+        """The counters of each worker, by name; those of sampling begin again at 0."""
+        counters: dict[str, WorkerCounters] = {}
+        for slot in self.supervisor.slots:
+            line: WorkerCounters = {"in_flight": len(self._waiting.get(slot, ())), "restarts": slot.restarts}
+            if slot.kind == "rollout":
+                rollout = self._rollout(slot)
+                rate = rollout.tokens / rollout.seconds if rollout.seconds else 0.0
+                line |= {"version": rollout.version, "tokens_per_second": rate, "seconds": rollout.seconds}
+                rollout.tokens, rollout.seconds = 0, 0.0
+            counters[slot.name] = line
+        return counters
 
-    def lend_cache(self, lend: bool) -> None:
-        """The engines release their caches' memory, or take it back."""
-        method = RolloutWorker.release_cache if lend else RolloutWorker.restore_cache
-        for member in self._of("rollout"):
-            member.handle.submit(method).result()
+    def sleep(self) -> None:
+        """The engines give back the memory of their caches. Nothing may be in flight."""
+        for slot in self._slots("rollout"):
+            slot.submit(RolloutWorker.sleep).result()
 
-    def renew(self, lost: WorkerLost) -> bool:
-        """Replace the worker that `lost` names, if it is still in its place. Returns whether it is one of these, or an object
-        on its way between them, so that it makes sense to call again. Raises TooManyLost."""
-        for member in self._members:
-            if member.handle.name == lost.name:
-                self._replace(member, lost.reason)
-        return lost.name.partition("-")[0] in (*self._makers, OBJECT)
+    def wake(self) -> None:
+        """The engines take that memory again."""
+        for slot in self._slots("rollout"):
+            slot.submit(RolloutWorker.wake).result()
 
-    def patiently(self, call: Callable[[], R]) -> R:
-        """What `call` returns, made again if a worker that can be replaced was lost meanwhile. Raises WorkerLost for others."""
-        while True:
-            try:
-                return call()
-            except WorkerLost as lost:
-                if not self.renew(lost):
-                    raise
+    # Between the stages
 
-    def close(self) -> None:
-        for member in self._members:
-            member.handle.close()
+    def _wait_for(self, key: tuple[Purpose, int], path: Path, stage: Stage) -> None:
+        self._waiting.setdefault(stage.slot, {})[key] = path
+        if stage.future is not None:
+            self.supervisor.watch(stage.slot, stage.future, lambda done: self._on_done(stage.slot, key, done))
 
-    # The road
-
-    def _sample(self, task: _Task) -> None:
-        member = min(self._of("rollout"), key=lambda m: len(m.open))
-        member.open[task.prompt.ordinal] = task
-        promise = member.handle.submit(RolloutWorker.dispatch, [task.prompt], task.sampling, task.samples, task.attempt)
-        self._await(member, promise)
-
-    def _pumped(self, member: _Member, promise: Promise[Pumped]) -> None:
-        member.pump = None
-        pumped = promise.result()
-        member.tokens += pumped.tokens
-        member.seconds += pumped.seconds
-        for ordinal in pumped.finished:
-            task = member.open.pop(ordinal)
-            task.group = member.handle.submit(RolloutWorker.collect, ordinal)
-            self._score(task)
-
-    def _score(self, task: _Task) -> None:
-        assert task.group is not None
-        member = min(self._of("reward"), key=lambda m: len(m.open))
-        member.open[task.prompt.ordinal] = task
-        task.scored = member.handle.submit(RewardWorker.score, passed(task.group), task.prompt.ordinal < 0)
-        self._await(member, task.scored, partial(self._reached, member, task), task)
-
-    def _reached(self, member: _Member, task: _Task, scored: Promise[Group]) -> None:
-        """Scored, or lost on the way: whoever asks for the result learns which."""
-        del member.open[task.prompt.ordinal]
-        if task.prompt.ordinal < 0:
-            self._evaluated[task.prompt.ordinal] = scored.result()
-        else:
-            self._admit(task)
-
-    def _admit(self, task: _Task) -> None:
-        assert task.scored is not None
-        (member,) = self._of("replay")
-        member.open[task.prompt.ordinal] = task
-        promise = member.handle.submit(Replay.admit, passed(task.scored))
-        self._await(member, promise, partial(self._admitted, member, task), task)
-
-    def _admitted(self, member: _Member, task: _Task, promise: Promise[Verdict]) -> None:
-        del member.open[task.prompt.ordinal]
-        self._verdicts.append(promise.result())
-
-    def _load(self, member: _Member) -> None:
-        if self._adapter is not None:
-            version, adapter = self._adapter
-            promise = member.handle.submit(RolloutWorker.load_adapter, passed(adapter))
-            self._await(member, promise, partial(self._loaded, member, version))
-
-    def _loaded(self, member: _Member, version: int, promise: Promise[None]) -> None:
-        promise.result()
-        member.version = version
-
-    # Losses
-
-    def _await(
-        self, member: _Member, promise: Promise[Any], then: Callable[[Promise[Any]], None] | None = None,
-        task: _Task | None = None,
-    ) -> None:  # fmt: skip
-        if not any(call.member is member for call in self._calls.values()):
-            member.since = time.monotonic()
-        self._calls[promise] = _Call(member, then or (lambda promise: promise.result()), task)
-
-    def _answered(self, promise: Promise[Any]) -> None:
-        call = self._calls.pop(promise)
-        call.member.since, call.member.is_ready = time.monotonic(), True
+    def _on_done(self, slot: WorkerSlot, key: tuple[Purpose, int], future: Future) -> None:
+        """Send the result of a stage to its path, and let that go on to the next."""
+        path = self._waiting[slot].pop(key)
         try:
-            call.then(promise)
-        except WorkerLost as lost:
-            self.renew(lost)
-            if call.task is not None:
-                self._again(call.task, lost)
-
-    def _again(self, task: _Task, lost: WorkerLost) -> None:
-        """A group was lost on its way: take it up where it still is."""
-        if lost.name.startswith("replay"):
-            self._admit(task)
-        elif lost.name.startswith("reward"):
-            self._score(task)
+            stage = path.send(future)
+        except StopIteration as end:
+            if isinstance(end.value, Admission):
+                self._admissions.append(end.value)
+            else:
+                self._evaluated[end.value.prompt.ordinal] = end.value
         else:
-            task.attempt += 1
-            self._sample(task)
+            self._wait_for(key, path, stage)
 
-    def _replace(self, member: _Member, reason: str) -> None:
-        member.losses += 1
-        member.losses_since_step += 1
-        if member.losses_since_step > self._limits.losses:
-            raise TooManyLost(
-                f"{member.kind}-{member.index} was lost {member.losses_since_step} times without a step in between; the last "
-                f"time: {reason}"
-            )
-        self._note(f"lost {member.handle.name} ({reason}); another takes its place")
-        member.handle.kill()
-        self._calls = {promise: call for promise, call in self._calls.items() if call.member is not member}
-        tasks, member.open, member.pump, member.is_ready = list(member.open.values()), {}, None, False
-        member.handle = self._new(member.kind, member.index, member.losses)
-        if member.kind == "rollout":
-            self._load(member)
-        for task in tasks:
-            self._again(task, WorkerLost(member.kind, reason))
+    def _on_progress(self, slot: WorkerSlot, future: Future[RunProgress]) -> None:
+        rollout = self._rollout(slot)
+        rollout.run = None
+        progress = future.result()
+        rollout.tokens += progress.tokens
+        rollout.seconds += progress.seconds
+        for key in progress.finished:
+            self._on_done(slot, key, slot.submit(RolloutWorker.pop_group, key))
 
-    def _end_the_hung(self) -> None:
-        now = time.monotonic()
-        for member in {id(call.member): call.member for call in self._calls.values()}.values():
-            limit = self._limits.stall_seconds if member.is_ready else self._limits.start_seconds
-            if now - member.since > limit:
-                self._replace(member, f"no answer for {now - member.since:.0f} s")
+    def _load_adapter(self, slot: WorkerSlot) -> None:
+        if self._adapter is not None:
+            future = slot.submit(RolloutWorker.load_adapter, as_argument(self._adapter))
+            self.supervisor.watch(slot, future, lambda done: self._on_loaded(slot, done))
 
-    def _of(self, kind: str) -> list[_Member]:
-        return [member for member in self._members if member.kind == kind]
+    def _on_loaded(self, slot: WorkerSlot, future: Future[int]) -> None:
+        self._rollout(slot).version = future.result()
 
-    def _new(self, kind: str, index: int, losses: int) -> Handle[Any]:
-        name = f"{kind}-{index}" + (f"#{losses}" if losses else "")
-        return self._runtime.start(kind, self._makers[kind](name), name=name)
+    def _on_replaced(self, slot: WorkerSlot, lost: WorkerLost) -> None:
+        """Give a new rollout worker the adapter, and let every path that waited for the lost worker go on."""
+        if slot.kind == "rollout":
+            self._rollout(slot).run = None
+            self._load_adapter(slot)
+        for key, path in self._waiting.pop(slot, {}).items():
+            self._wait_for(key, path, path.throw(WorkerLost(slot.name, lost.reason)))
+
+    def _rollout(self, slot: WorkerSlot) -> _Rollout:
+        return self._rollouts.setdefault(slot, _Rollout())
+
+    def _slots(self, kind: str) -> list[WorkerSlot]:
+        return [slot for slot in self.supervisor.slots if slot.kind == kind]
+
+    def _least_busy(self, kind: str) -> WorkerSlot:
+        return min(self._slots(kind), key=lambda slot: len(self._waiting.get(slot, ())))

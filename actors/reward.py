@@ -1,8 +1,8 @@
 """RewardWorker: scores groups in a child process that can be killed.
 
-A timeout inside a process cannot stop a hang in C code, so each worker owns one child in a process group of its own;
-at the deadline the group is killed and a fresh child takes the next sample. An answer counts only if it is exactly one
-line, well formed, with the id of its sample; anything else ends the child, too. Knows processes; knows neither Ray nor
+A timeout inside a process cannot stop a hang in C code, so each worker owns one child in a process group of its own. At
+the deadline the group is killed and a fresh child takes the next sample. An answer counts only if it is exactly one
+well-formed line with the id of its sample; anything else ends the child, too. Knows processes; knows neither Ray nor
 engines.
 """
 
@@ -17,15 +17,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from actors.types import Group, Score
-from conf.check import named_terms
 from conf.schema import TermSettings
-from rewards.registry import RewardError
+from conf.validate import named_terms
+from rewards.errors import RewardError
 from rewards.sample import Sample
 
 START_SECONDS = 60.0
@@ -34,36 +34,55 @@ MAX_STDERR = 1500  # characters of a traceback that are shown
 
 
 class RewardWorker:
-    """Scores completions with the weighted sum of `terms`, one at a time.
+    """Scores trajectories with the weighted sum of `terms`, one at a time.
 
     A sample whose scoring takes over `deadline_seconds`, ends the child or takes more than `memory_gib` becomes
-    unscorable (reward None, with the reason); the run goes on. Raises RewardError if the terms do not load.
+    unscorable (reward None, with the reason); the run goes on. What the rewards print is appended to the file `log`, up
+    to 1 MiB for each child process. Raises RewardError if the terms do not load or the log cannot be written.
     """
 
     def __init__(
-        self, terms: Sequence[TermSettings], *, deadline_seconds: float, memory_gib: float, max_tokens: int
+        self,
+        terms: Sequence[TermSettings],
+        *,
+        deadline_seconds: float,
+        memory_gib: float,
+        max_tokens: int,
+        log: Path | None = None,
     ) -> None:
-        self._terms = [asdict(_absolute(term)) for term in named_terms(terms)]
+        self._start_message = {
+            "terms": [asdict(_absolute(term)) for term in named_terms(terms)],
+            "memory_bytes": int(memory_gib * 2**30),
+            "parent": os.getpid(),
+            "log": None if log is None else str(log.resolve()),
+        }
         self._ids = itertools.count()
         self._deadline = deadline_seconds
-        self._memory_bytes = int(memory_gib * 2**30)
         self._max_tokens = max_tokens
         self._child = self._start()
 
     def score(self, group: Group, evaluate: bool = False) -> Group:
         """The group with its scores; `evaluate` adds whether each answer is right, strictly and leniently."""
-        metadata = json.loads(group.prompt.metadata)
+        prompt = group.prompt
+        metadata = json.loads(prompt.metadata)
         scores = []
-        for completion in group.completions:
+        for trajectory in group.trajectories:
             sample = Sample(
-                question=group.prompt.question, completion=completion.text, answer=group.prompt.answer,
-                task=group.prompt.task, finish_reason=completion.finish_reason, tokens=len(completion.token_ids),
-                max_tokens=self._max_tokens, metadata=metadata,
-            )  # fmt: skip
+                question=prompt.question,
+                completion=trajectory.text,
+                answer=prompt.answer,
+                task=prompt.task,
+                finish_reason=trajectory.finish_reason,
+                tokens=len(trajectory.token_ids),
+                max_tokens=self._max_tokens,
+                metadata=metadata,
+                answers=prompt.answers,
+            )
             scores.append(self.score_sample(sample, evaluate))
         return replace(group, scores=tuple(scores))
 
     def score_sample(self, sample: Sample, evaluate: bool = False) -> Score:
+        """The score of one sample; its reward is None, with the reason in `error`, if it could not be scored."""
         try:
             try:
                 return self._ask(sample, evaluate)
@@ -83,9 +102,12 @@ class RewardWorker:
         self._child.kill()
         self._child = self._start()
 
-    def gold(self, answer: str) -> tuple[str, float]:
-        """A perfect completion for `answer`, and the marks it must score."""
-        return self._ready["gold"].replace("{answer}", answer), self._ready["full_marks"]
+    def reference_completion(self, answer: str) -> tuple[str, float | None]:
+        """A completion with the reference answer `answer`, and the maximum score, which it should get.
+
+        The maximum is None if it is not known because a user's own function takes part.
+        """
+        return self._reference_template.replace("{answer}", answer), self._max_score
 
     def close(self) -> None:
         self._child.kill()
@@ -93,17 +115,17 @@ class RewardWorker:
     def _start(self) -> "_Child":
         child = _Child()
         try:
-            child.send({"terms": self._terms, "memory_bytes": self._memory_bytes, "parent": os.getpid()})
-            self._ready = child.receive(START_SECONDS)
+            child.send(self._start_message)
+            ready = cast(dict[str, Any], child.receive(START_SECONDS))
         except _ChildLost as lost:
             child.kill()
-            said = child.said()
-            raise RewardError(
-                f"the scoring process does not start: {lost}" + (f"; it said:\n{said}" if said else "")
-            ) from lost
-        if "error" in self._ready:
+            stderr = child.stderr()
+            reason = f"{lost}; it said:\n{stderr}" if stderr else f"{lost}"
+            raise RewardError(f"the scoring process does not start: {reason}") from lost
+        if "error" in ready:
             child.kill()
-            raise RewardError(self._ready["error"])
+            raise RewardError(ready["error"])
+        self._reference_template, self._max_score = ready["reference_completion"], ready["max_score"]
         return child
 
 
@@ -116,28 +138,35 @@ class _LateAnswer(_ChildLost):
 
 
 class _Child:
+    """The scoring process, which is spoken to in lines of JSON."""
+
     def __init__(self) -> None:
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(_import_path()), "OMP_NUM_THREADS": "1"}
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the child
         # -P: without it, a rewards/ or conf/ in the user's folder would come before ours.
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "rewards.child"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=self._stderr, env=environment, start_new_session=True, bufsize=0,
-        )  # fmt: skip
+            [sys.executable, "-P", "-m", "rewards.child"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            env=environment,
+            start_new_session=True,
+            bufsize=0,
+        )
         self._buffer = b""
 
-    def send(self, message: dict[str, Any]) -> None:
+    def send(self, message: Mapping[str, object]) -> None:
         """Send one line. Raises _ChildLost if the child has ended."""
         assert self._process.stdin is not None
-        try:
-            # bufsize=0 makes stdin a raw file: write until all is out.
+        try:  # stdin is a raw file: write until all is out
             view = memoryview(json.dumps(message).encode() + b"\n")
             while view:
                 view = view[self._process.stdin.write(view) :]
         except BrokenPipeError as error:
             raise _ChildLost(self._reason()) from error
 
-    def receive(self, seconds: float) -> dict[str, Any]:
+    def receive(self, seconds: float) -> object:
+        """The next line, parsed. Raises _ChildLost if there is none within `seconds`, or it is no JSON."""
         assert self._process.stdout is not None
         deadline = time.monotonic() + seconds
         while b"\n" not in self._buffer:
@@ -164,7 +193,7 @@ class _Child:
                 stream.close()
         self._process.wait()
 
-    def said(self) -> str:
+    def stderr(self) -> str:
         """The end of what it wrote to stderr before it was ready."""
         self._stderr.seek(0)
         return self._stderr.read().decode(errors="replace").strip()[-MAX_STDERR:]
@@ -177,23 +206,28 @@ class _Child:
         return f"killed by {signal.Signals(-code).name}" if code < 0 else f"it exited with code {code}"
 
 
-def _score_of(answer: Any, number: int) -> Score:
+NUMBER_OR_NONE = (int, float, type(None))
+ANSWER_FIELDS = {
+    "id": int,
+    "reward": NUMBER_OR_NONE,
+    "terms": dict,
+    "error": (str, type(None)),
+    "strict": NUMBER_OR_NONE,
+    "lenient": NUMBER_OR_NONE,
+}
+
+
+def _score_of(answer: object, number: int) -> Score:
     """The answer to sample `number`. Raises _ChildLost if it is anything else."""
-    optional = (int, float, type(None))
-    wanted = {"id": int, "reward": optional, "terms": dict, "error": (str, type(None)), "strict": optional,
-              "lenient": optional}  # fmt: skip
-    well_formed = (
-        isinstance(answer, dict)
-        and answer.keys() == wanted.keys()
-        and all(isinstance(answer[key], kind) for key, kind in wanted.items())
-        and all(isinstance(x, (int, float)) for x in answer["terms"].values())
-    )
-    if not well_formed:
+    if not isinstance(answer, dict) or answer.keys() != ANSWER_FIELDS.keys():
         raise _ChildLost("an answer that is no score")
-    given = answer.pop("id")
-    if given < number:
+    well_formed = all(isinstance(answer[key], kind) for key, kind in ANSWER_FIELDS.items())
+    if not well_formed or not all(isinstance(x, (int, float)) for x in answer["terms"].values()):
+        raise _ChildLost("an answer that is no score")
+    answered = answer.pop("id")
+    if answered < number:
         raise _LateAnswer("a second answer to an earlier sample")
-    if given > number:
+    if answered > number:
         raise _ChildLost("an answer to another sample")
     numbers = [answer["reward"], answer["strict"], answer["lenient"], *answer["terms"].values()]
     if not all(math.isfinite(x) for x in numbers if x is not None):
@@ -202,9 +236,9 @@ def _score_of(answer: Any, number: int) -> Score:
 
 
 def _import_path() -> list[str]:
-    """Where the child looks for modules: as this process does, our own folder first and the user's last."""
-    ours, here = str(Path(__file__).resolve().parents[1]), str(Path.cwd())
-    return [ours, *(p for p in sys.path if p and str(Path(p).resolve()) not in (ours, here)), here]
+    """Where the child looks for modules: as this process does, with our own folder first and the user's last."""
+    ours, users = str(Path(__file__).resolve().parents[1]), str(Path.cwd())
+    return [ours, *(p for p in sys.path if p and str(Path(p).resolve()) not in (ours, users)), users]
 
 
 def _absolute(term: TermSettings) -> TermSettings:

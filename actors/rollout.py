@@ -8,12 +8,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from actors.engine import Engine
-from actors.types import Adapter, Completion, Group, Prompt, Request, Sampling
+from actors.engines.base import Engine
+from actors.types import Adapter, Completion, Group, Prompt, Purpose, Request, Sampling, Trajectory
 
 
 @dataclass
-class _Open:
+class _InFlight:
     prompt: Prompt
     attempt: int
     size: int
@@ -21,10 +21,12 @@ class _Open:
 
 
 @dataclass(frozen=True)
-class Pumped:
-    """What one pump brought: the ordinals of finished groups, and how many tokens were sampled in how many seconds."""
+class RunProgress:
+    """What a run of the engine brought: the keys of finished groups, and how many tokens it sampled in how many
+    seconds.
+    """
 
-    finished: list[int]
+    finished: list[tuple[Purpose, int]]
     tokens: int
     seconds: float
 
@@ -32,18 +34,18 @@ class Pumped:
 class RolloutWorker:
     """Samples completions of the dispatched prompts.
 
-    The seed of a sample is a function of (run seed, ordinal, sample): who samples it, and when, does not matter. An engine
-    that is the worker's own ends with it.
+    The seed of a sample is a function of (run seed, prompt, sample): it does not matter which worker samples it, and
+    when. `close` ends the engine if `owns_engine`.
     """
 
-    def __init__(self, engine: Engine, *, seed: int, name: str = "rollout-0", is_own: bool = False) -> None:
+    def __init__(self, engine: Engine, *, seed: int, name: str = "rollout-0", owns_engine: bool = False) -> None:
         self._engine = engine
-        self._is_own = is_own
+        self._owns_engine = owns_engine
         self._seed = seed
         self._name = name
-        self._open: dict[str, _Open] = {}
-        self._finished: dict[int, Group] = {}
-        self._serial = 0
+        self._in_flight: dict[str, _InFlight] = {}
+        self._finished: dict[tuple[Purpose, int], Group] = {}
+        self._dispatched = 0
 
     @property
     def unfinished(self) -> int:
@@ -53,67 +55,64 @@ class RolloutWorker:
     def dispatch(self, prompts: Sequence[Prompt], sampling: Sampling, samples: int, attempt: int = 0) -> None:
         """Start a group of `samples` completions of each prompt."""
         for prompt in prompts:
-            key = f"{self._serial}"
-            self._serial += 1
-            self._open[key] = _Open(prompt, attempt, samples)
-            self._engine.submit(
-                [
-                    Request(
-                        request_id=f"{key}/{i}",
-                        prompt_token_ids=prompt.token_ids,
-                        sampling=Sampling(
-                            sampling.temperature, sampling.max_tokens, self._sample_seed(prompt.ordinal, i)
-                        ),
-                    )
-                    for i in range(samples)
-                ]
-            )
+            group_id = f"{self._dispatched}"
+            self._dispatched += 1
+            self._in_flight[group_id] = _InFlight(prompt, attempt, samples)
+            seeds = [self._sample_seed(prompt, i) for i in range(samples)]
+            settings = [Sampling(sampling.temperature, sampling.max_tokens, seed) for seed in seeds]
+            self._engine.submit([Request(f"{group_id}/{i}", prompt.token_ids, s) for i, s in enumerate(settings)])
 
-    def pump(self, seconds: float = 0.25, groups: int = 1) -> Pumped:
-        """Sample until `groups` groups have finished, `seconds` have passed or nothing is left to do. An adapter that comes
-        meanwhile lands after it."""
-        start, tokens, finished = time.monotonic(), 0, []
+    def run_engine(self, seconds: float = 0.25, groups: int = 1) -> RunProgress:
+        """Sample until `groups` groups have finished, `seconds` have passed or nothing is left to do.
+
+        Adapters are loaded between two runs.
+        """
+        start, tokens = time.monotonic(), 0
+        finished: list[tuple[Purpose, int]] = []
         while self._engine.unfinished and len(finished) < groups and time.monotonic() - start < seconds:
-            found, count = self._step()
-            self._finished |= {group.prompt.ordinal: group for group in found}
-            finished += [group.prompt.ordinal for group in found]
-            tokens += count
-        return Pumped(finished, tokens, time.monotonic() - start)
+            completed, sampled = self._step()
+            self._finished |= {group.prompt.key: group for group in completed}
+            finished += [group.prompt.key for group in completed]
+            tokens += sampled
+        return RunProgress(finished, tokens, time.monotonic() - start)
 
-    def collect(self, ordinal: int) -> Group:
-        """Hand over a group that a pump said is finished."""
-        return self._finished.pop(ordinal)
+    def pop_group(self, key: tuple[Purpose, int]) -> Group:
+        """Return, once, a group that a run has reported as finished."""
+        return self._finished.pop(key)
 
-    def load_adapter(self, adapter: Adapter) -> None:
-        """Sample from `adapter` from now on; unfinished sequences go on under it."""
+    def load_adapter(self, adapter: Adapter) -> int:
+        """Sample from `adapter` from now on; unfinished sequences go on under it. Returns its version."""
         self._engine.load_adapter(adapter)
+        return adapter.version
 
-    def release_cache(self) -> None:
-        """Lend the engine's cache memory to the learner of the same process; nothing may be unfinished."""
-        self._engine.release_cache()
+    def sleep(self) -> None:
+        """Give the memory of the engine's cache to the learner of the same process; nothing may be unfinished."""
+        self._engine.sleep()
 
-    def restore_cache(self) -> None:
-        """Take it back."""
-        self._engine.restore_cache()
+    def wake(self) -> None:
+        """Take that memory again."""
+        self._engine.wake()
 
     def close(self) -> None:
-        """End the engine, unless others use it, too."""
-        if self._is_own:
+        if self._owns_engine:
             self._engine.close()
 
     def _step(self) -> tuple[list[Group], int]:
-        finished, tokens = [], 0
+        """One step of the engine: the groups that it completed, and the tokens of the completions that it finished."""
+        groups, tokens = [], 0
         for completion in self._engine.step():
             tokens += len(completion.token_ids)
-            key, _, sample = completion.request_id.partition("/")
-            group = self._open[key]
-            group.done[int(sample)] = completion
-            if len(group.done) == group.size:
-                del self._open[key]
-                completions = tuple(group.done[i] for i in range(group.size))
-                finished.append(Group(group.prompt, completions, self._name, group.attempt))
-        return finished, tokens
+            group_id, _, sample = completion.request_id.partition("/")
+            entry = self._in_flight[group_id]
+            entry.done[int(sample)] = completion
+            if len(entry.done) == entry.size:
+                del self._in_flight[group_id]
+                trajectories = tuple(Trajectory.single_turn(entry.done[i]) for i in range(entry.size))
+                groups.append(Group(entry.prompt, trajectories, self._name, entry.attempt))
+        return groups, tokens
 
-    def _sample_seed(self, ordinal: int, sample: int) -> int:
-        digest = hashlib.sha256(f"{self._seed}:{ordinal}:{sample}".encode()).digest()
+    def _sample_seed(self, prompt: Prompt, sample: int) -> int:
+        # Held-out prompts draw from negative numbers, apart from those of training.
+        number = prompt.ordinal if prompt.purpose == "train" else -1 - prompt.ordinal
+        digest = hashlib.sha256(f"{self._seed}:{number}:{sample}".encode()).digest()
         return int.from_bytes(digest[:7], "little")

@@ -1,4 +1,4 @@
-"""The words that workers exchange: Prompt, Request, Completion, Group, Adapter.
+"""Messages exchanged between workers: Prompt, Request, Completion, Trajectory, Group, Adapter.
 
 Plain data. Loads neither vLLM nor Ray, and torch only with an adapter.
 """
@@ -6,22 +6,25 @@ Plain data. Loads neither vLLM nor Ray, and torch only with an adapter.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
 FINISH_REASONS = ("stop", "length")
+Purpose = Literal["train", "evaluate"]
 
 
 @dataclass(frozen=True)
 class Prompt:
     """One question, rendered and tokenized.
 
-    `ordinal` is its position in the training order and its identity everywhere (evaluation prompts have
-    negative ordinals). `answer` and `metadata` (a JSON text) are what the rewards need.
+    `ordinal` is its index in the training order, or among the held-out prompts if its `purpose` is "evaluate"; both
+    together are its identity everywhere. `answer`, all acceptable `answers` and `metadata` (a JSON text) are what the
+    rewards need.
     """
 
     ordinal: int
@@ -31,6 +34,13 @@ class Prompt:
     answer: str | None
     task: str
     metadata: str = "{}"
+    purpose: Purpose = "train"
+    answers: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> tuple[Purpose, int]:
+        """What the prompt is known by."""
+        return self.purpose, self.ordinal
 
 
 @dataclass(frozen=True)
@@ -53,7 +63,7 @@ class Request:
 
 @dataclass(frozen=True)
 class VersionSpan:
-    """`count` consecutive completion tokens that adapter `version` sampled."""
+    """`count` consecutive sampled tokens that adapter `version` sampled."""
 
     version: int
     count: int
@@ -63,8 +73,8 @@ class VersionSpan:
 class Completion:
     """What the engine sampled for one request.
 
-    `logprobs` (nats, one a token) are those of the distribution that was sampled from. `token_ids` ends with
-    the end-of-sequence token if `finish_reason` is "stop".
+    `logprobs` (nats, one per token) are those of the distribution that was sampled from. `token_ids` ends with the
+    end-of-sequence token if `finish_reason` is "stop".
     """
 
     request_id: str
@@ -76,8 +86,39 @@ class Completion:
 
 
 @dataclass(frozen=True)
+class Turn:
+    """`length` consecutive tokens of a trajectory: `sampled` by the policy and trained, or given from outside."""
+
+    sampled: bool
+    length: int
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """All tokens after the prompt, in `turns`.
+
+    `logprobs` has one number for each sampled token, and `version_spans` cover the sampled tokens; given tokens have
+    neither. `text` is what the rewards see.
+    """
+
+    token_ids: tuple[int, ...]
+    turns: tuple[Turn, ...]
+    logprobs: tuple[float, ...]
+    text: str
+    finish_reason: str
+    version_spans: tuple[VersionSpan, ...]
+
+    @classmethod
+    def single_turn(cls, completion: Completion) -> Trajectory:
+        """One answer, all of it sampled."""
+        turns = (Turn(True, len(completion.token_ids)),)
+        c = completion
+        return cls(c.token_ids, turns, c.logprobs, c.text, c.finish_reason, c.version_spans)
+
+
+@dataclass(frozen=True)
 class Score:
-    """The reward of one completion; `reward` is None where it could not be scored, with the reason in `error`."""
+    """The reward of one trajectory; `reward` is None where it could not be scored, with the reason in `error`."""
 
     reward: float | None
     terms: dict[str, float] = field(default_factory=dict)
@@ -89,10 +130,10 @@ class Score:
 
 @dataclass(frozen=True)
 class Group:
-    """All G completions of one prompt, scored once `scores` is filled."""
+    """All trajectories of one prompt, scored once `scores` is filled."""
 
     prompt: Prompt
-    completions: tuple[Completion, ...]
+    trajectories: tuple[Trajectory, ...]
     worker: str
     attempt: int = 0
     scores: tuple[Score, ...] = ()
@@ -100,7 +141,7 @@ class Group:
 
 @dataclass(frozen=True)
 class AdapterEntry:
-    """Where one LoRA matrix lies in the flat buffer: `side` is "A" (rank x in) or "B" (out x rank)."""
+    """The place of one LoRA matrix in the flat buffer: `side` is "A" (rank x in) or "B" (out x rank)."""
 
     module: str
     side: str
@@ -146,13 +187,13 @@ class Adapter:
     layout: AdapterLayout
     flat: torch.Tensor
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> tuple[Callable[..., Adapter], tuple[int, AdapterLayout, np.ndarray]]:
         """Sent as a NumPy array, whose bytes travel between workers without more copies."""
         return _adapter, (self.version, self.layout, self.flat.cpu().numpy())
 
 
 def _adapter(version: int, layout: AdapterLayout, flat: np.ndarray) -> Adapter:
-    """An Adapter as it came from another process; its `flat` may lie in memory that can only be read."""
+    """An Adapter that came from another process; its `flat` may lie in read-only memory."""
     import torch
 
     with warnings.catch_warnings(action="ignore"):

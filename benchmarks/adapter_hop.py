@@ -1,7 +1,8 @@
-"""An adapter's way from the learner's process into the engine of another: `python -m benchmarks.adapter_hop [override ...]`.
+"""From the learner's process into the engine of another: `python -m benchmarks.adapter_hop [override ...]`.
 
-Over Ray, on work W's shapes unless model.path says otherwise. Prints one JSON line: milliseconds (median and longest of 20)
-from asking the learner for its adapter until an idle engine has it, and of the second half alone, from the object store.
+Over Ray, with the shapes of work W unless model.path says otherwise. Prints one JSON line: milliseconds (median and
+longest of 20) from asking the learner for its adapter until an idle engine has it, and of the second half alone, from
+the object store.
 """
 
 import statistics
@@ -9,47 +10,42 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console
 
 from actors.rollout import RolloutWorker
-from actors.runtime import Promise, passed
+from actors.runtime.base import Future, as_argument
 from actors.types import Adapter
 from benchmarks.common import report
 from benchmarks.work import work_settings
-from learner.worker import LearnerWorker
-from session import Session
+from epiphany.assembly import StartedRun, start_run
+from learner.parallel.worker import LearnerWorker
 
 REPEATS = 20
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as closing:
         settings = work_settings("w", Path(folder), "runtime=ray", *sys.argv[1:])
-        session = Session(settings, Console(stderr=True))
-        try:
-            report(benchmark="adapter_hop", overrides=sys.argv[1:], **measure(session))
-        finally:
-            session.close()
+        run = start_run(settings, note=lambda line: print(line, file=sys.stderr), closing=closing)
+        report(benchmark="adapter_hop", overrides=sys.argv[1:], **measure(run))
 
 
-def measure(session: Session) -> dict[str, Any]:
-    learner, rollout = session.crew.first, session.pipeline.one("rollout")
-    kept = learner.submit(LearnerWorker.adapter)
+def measure(run: StartedRun) -> dict[str, object]:
+    learner, rollout = run.learners.first, run.supervisor.slot("rollout")
+    stored = learner.submit(LearnerWorker.adapter)
 
-    def load(promise: Promise[Adapter]) -> None:
-        rollout.submit(RolloutWorker.load_adapter, passed(promise)).result()
+    def load(adapter: Future[Adapter]) -> None:
+        rollout.submit(RolloutWorker.load_adapter, as_argument(adapter)).result()
 
     return {
-        "parameters": kept.result().layout.size,
+        "parameters": stored.result().layout.size,
         "hop_ms": milliseconds(lambda: load(learner.submit(LearnerWorker.adapter))),
-        "second_half_ms": milliseconds(lambda: load(kept)),
+        "second_half_ms": milliseconds(lambda: load(stored)),
     }
 
 
-def milliseconds(action: Callable[[], Any]) -> dict[str, float]:
+def milliseconds(action: Callable[[], None]) -> dict[str, float]:
     times = []
     for _ in range(REPEATS):
         start = time.perf_counter()

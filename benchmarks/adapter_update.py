@@ -1,41 +1,51 @@
 """An adapter update in one process, beside the same adapter reloaded from disk.
 
-python -m benchmarks.adapter_update [override ...] prints one JSON line: milliseconds of each (medians) and their ratio.
+`python -m benchmarks.adapter_update [override ...]` prints one JSON line: milliseconds of each (medians) and their
+ratio. Needs vLLM.
 """
 
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
-from actors.vllm_internals import driver_worker
-from benchmarks.common import build_workers, report, settings_from
-from benchmarks.floor import seconds
+from actors.engines.vllm.internals import driver_worker
+from benchmarks.common import build_workers, report, seconds
+from conf.compose import load_settings
 from learner.checkpoint import save_adapter
+
+if TYPE_CHECKING:
+    from vllm.lora.worker_manager import WorkerLoRAManager
+
+    from actors.engines.vllm.engine import VllmEngine
 
 
 def main() -> None:
-    settings = settings_from("experiment=quickstart", *sys.argv[1:])
+    settings = load_settings("experiment=quickstart", "engine.name=vllm", *sys.argv[1:])
     workers = build_workers(settings)
-    engine, learner = workers.engine, workers.learner
+    engine, learner = cast("VllmEngine", workers.engine), workers.learner
     adapter = learner.adapter()
-    engine.load_adapter(adapter)
     # An idle device's clock needs many to rise.
     in_memory = 1e3 * seconds(lambda: engine.load_adapter(adapter), warm=0, repeats=500)
 
     from vllm.lora.request import LoRARequest
 
-    manager = driver_worker(engine._engine).model_runner.lora_manager
+    manager = cast("WorkerLoRAManager", driver_worker(engine._engine).model_runner.lora_manager)
     with tempfile.TemporaryDirectory() as folder:
 
         def reload() -> None:
-            save_adapter(Path(folder), adapter, base_model=workers.blueprint.source.path)
+            save_adapter(Path(folder), adapter, base_model=workers.plan.source.path)
             manager.add_adapter(LoRARequest("reloaded", 2, folder, load_inplace=True))
 
         from_disk = 1e3 * seconds(reload, warm=0, repeats=20)
     report(
-        benchmark="adapter_update", model=settings.model.path, parameters=learner.policy.lora.layout.size,
-        in_memory_ms=in_memory, from_disk_ms=from_disk, ratio=from_disk / in_memory,
-    )  # fmt: skip
+        benchmark="adapter_update",
+        model=settings.model.path,
+        parameters=adapter.layout.size,
+        in_memory_ms=in_memory,
+        from_disk_ms=from_disk,
+        ratio=from_disk / in_memory,
+    )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
 """Epiphany beside its peers, one after the other on one card: `python -m benchmarks.compare w|qlora [override ...]`.
 
-Prints what benchmarks.step and benchmarks.peer_step print, each from a process of its own, and one JSON line a peer: how
-many times our seconds a step it needs, with the card to ourselves and within the peer's memory with the peer's cache (null
-where the memory plan refuses that).
-Peers that are not installed are left out.
+Prints what benchmarks.step and benchmarks.peer_step print, each from a process of its own, and one JSON line a peer:
+how many times our seconds a step it needs, with the whole card and within the peer's memory with the peer's cache (null
+where the memory plan refuses that). Peers that are not installed are left out.
 """
 
 import argparse
@@ -11,15 +10,14 @@ import importlib.util
 import json
 import subprocess
 import sys
-from typing import Any
 
 from benchmarks.common import report
 
 PEERS = {"w": ("trl", "unsloth"), "qlora": ("unsloth",)}
 
 
-def result(module: str, *arguments: str) -> dict[str, Any] | None:
-    """The JSON line of `python -m benchmarks.<module>`, which is printed, too; None if it fails."""
+def result(module: str, *arguments: str) -> dict[str, float] | None:
+    """The JSON line of `python -m benchmarks.<module>`, which is printed too; None if it fails."""
     command = [sys.executable, "-m", f"benchmarks.{module}", *arguments]
     done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
     lines = [line for line in done.stdout.splitlines() if line.startswith('{"benchmark"')]
@@ -53,14 +51,20 @@ def main() -> None:
             "step", arguments.case, *steps, f"hardware.vram_gib={memory:.2f}", f"engine.kv_cache_gib={cache:.2f}"
         )
         report(
-            benchmark="compare", case=arguments.case, peer=peer, peer_seconds=theirs["seconds_median"], peer_gib=memory,
-            kv_cache_gib=cache, seconds=ours["seconds_median"], gib=ours["process_gib_highest"],
+            benchmark="compare",
+            case=arguments.case,
+            peer=peer,
+            peer_seconds=theirs["seconds_median"],
+            peer_gib=memory,
+            kv_cache_gib=cache,
+            seconds=ours["seconds_median"],
+            gib=ours["process_gib_highest"],
             ratio=theirs["seconds_median"] / ours["seconds_median"],
             seconds_in_peers_memory=within and within["seconds_median"],
             gib_in_peers_memory=within and within["process_gib_highest"],
             ratio_in_peers_memory=within and theirs["seconds_median"] / within["seconds_median"],
             first_step_ratio=theirs["first_step_s"] / ours["first_step_s"],
-        )  # fmt: skip
+        )
 
 
 if __name__ == "__main__":

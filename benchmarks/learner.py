@@ -10,11 +10,9 @@ from pathlib import Path
 
 import torch
 
-from actors.build import build_machine, build_model_source
-from benchmarks.common import report
-from benchmarks.floor import learner_flop, matrix_rate, seconds
+from benchmarks.common import ON_GPU, build_learner, report, seconds
+from benchmarks.floor import learner_flop, matrix_rate
 from benchmarks.work import CASES, random_rollouts, work_settings
-from learner.build import build_learner, draw
 
 
 def main() -> None:
@@ -23,26 +21,27 @@ def main() -> None:
     arguments, overrides = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as folder:
         settings = work_settings(arguments.case, Path(folder), "engine.share_weights=never", *overrides)
-        machine = build_machine(settings)
-        source, _ = build_model_source(settings)
-        blueprint = draw(settings, machine, source)
-        learner, _ = build_learner(blueprint)
-    lora = learner.policy.lora
-    lora.flat.detach()[lora.layout.start_of_b :].normal_(0, 1e-4)
-    table = random_rollouts(blueprint.settings, blueprint.shape.vocabulary)
+        plan, learner = build_learner(settings)
+    table = random_rollouts(settings, plan.shape.vocabulary)
     stats = learner.step(table)
-    if torch.cuda.is_available():
+    if ON_GPU:
         torch.cuda.reset_peak_memory_stats()
     took = seconds(lambda: learner.step(table))
-    flop = learner_flop(blueprint.settings, blueprint.shape, stats)
-    rate = matrix_rate(learner.policy.dtype)
+    flop, rate = learner_flop(plan, stats), matrix_rate(learner.policy.dtype)
     report(
-        benchmark="learner", case=arguments.case, overrides=overrides, seconds=took,
-        completion_tokens_per_second=stats.trained_tokens / took, stream_tokens_per_second=stats.stream_tokens / took,
-        tflop=flop / 1e12, tflop_per_second=flop / took / 1e12, matrix_tflop_per_second=rate / 1e12,
-        share_of_matrix_rate=flop / took / rate, micro_batch_tokens=blueprint.settings.learner.micro_batch_tokens,
-        torch_allocated_highest_gib=torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None,
-    )  # fmt: skip
+        benchmark="learner",
+        case=arguments.case,
+        overrides=overrides,
+        seconds=took,
+        completion_tokens_per_second=stats.trained_tokens / took,
+        stream_tokens_per_second=stats.stream_tokens / took,
+        tflop=flop / 1e12,
+        tflop_per_second=flop / took / 1e12,
+        matrix_tflop_per_second=rate / 1e12,
+        share_of_matrix_rate=flop / took / rate,
+        micro_batch_tokens=plan.way.micro_batch_tokens,
+        torch_allocated_highest_gib=torch.cuda.max_memory_allocated() / 2**30 if ON_GPU else None,
+    )
 
 
 if __name__ == "__main__":

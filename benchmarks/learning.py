@@ -1,23 +1,25 @@
 """Learning runs on reasoning-gym tasks, several seeds on one engine, through the loop of launch.py.
 
-python -m benchmarks.learning [override ...] [--seeds 0 1 2] [--runs name ...] prints one JSON line a run: accuracy
+`python -m benchmarks.learning [override ...] [--seeds 0 1 2] [--runs name ...]` prints one JSON line a run: accuracy
 before and after, and the median step. The run folders stay, with all metrics.
 """
 
 import argparse
 import statistics
+from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from benchmarks.common import build_workers, report, settings_from
-from launch import Stop, train
-from report import metrics
-from session import Session
+from actors.engines.base import Engine
+from benchmarks.common import build_workers, report
+from conf.compose import load_settings
+from epiphany import commands
+from epiphany.report import metrics
+from epiphany.report.run_folder import Layout
+from launch import train
 
 FRESH_DRAWS = [
     "data.held_out_source=reasoning_gym:chain_sum",
-    "++data.held_out_task={seed: 1, size: 256}",
+    "data.held_out_task={seed: 1, size: 256}",
     "data.held_out=256",
 ]
 # Each run's overrides: the sums, judged on fresh draws (of which there are only 200 distinct ones, so that training has
@@ -26,31 +28,30 @@ RUNS = {
     "sums": FRESH_DRAWS,
     "sums-unseen": [],
     "products": [
-        "data=file", "data.source=reasoning_gym:products", "data.held_out=32",
-        "++data.task={size: 2000, min_terms: 2, max_terms: 2, min_digits: 1, max_digits: 1}",
+        "data.source=reasoning_gym:products",
+        "data.held_out=32",
+        "data.task={size: 2000, min_terms: 2, max_terms: 2, min_digits: 1, max_digits: 1}",
     ],
-    "gcd": ["data=file", "data.source=reasoning_gym:gcd", "data.held_out=128", "++data.task={size: 2000, max_value: 30}"],
-}  # fmt: skip
-
+    "gcd": ["data.source=reasoning_gym:gcd", "data.held_out=128", "data.task={size: 2000, max_value: 30}"],
+}
 SUMS = ("experiment=sums", "data.max_prompt_tokens=128")  # what every run begins with
 
 Rows = list[dict[str, Any]]
 
 
-def engine_for(*overrides: str) -> Any:
+def engine_for(*overrides: str) -> Engine:
     """An engine that all runs of `learn` can share."""
-    return build_workers(settings_from(*SUMS, *overrides)).engine
+    return build_workers(load_settings(*SUMS, *overrides)).engine
 
 
-def learn(engine: Any, folder: str, *overrides: str) -> tuple[Rows, Rows]:
-    """One run; its lines of metrics and of evaluations."""
-    settings = settings_from(*SUMS, "run.resume=never", f"run.folder={folder}", *overrides)
-    session = Session(settings, Console(), engine=engine)
-    session.evaluate_once()
-    train(session, Stop())
-    session.finish()
-    session.close()
-    return metrics.read(session.folder.metrics), metrics.read(session.folder.evaluations)
+def learn(engine: Engine, folder: str, *overrides: str) -> tuple[Rows, Rows]:
+    """Train one run; returns its lines of metrics and of evaluations."""
+    settings = load_settings(*SUMS, "run.resume=never", f"run.folder={folder}", *overrides)
+    exit_code = commands.train(settings, train, engine=engine)
+    if exit_code:
+        raise SystemExit(exit_code)
+    layout = Layout(Path(folder))
+    return metrics.read(layout.metrics), metrics.read(layout.evaluations)
 
 
 def main() -> None:
@@ -63,17 +64,22 @@ def main() -> None:
         for seed in arguments.seeds if run.startswith("sums") else arguments.seeds[:1]:
             folder = f"runs/learning/{run}-{seed}"
             rows, evaluations = learn(engine, folder, *RUNS[run], f"run.seed={seed}", *overrides)
+            first, last = evaluations[0], evaluations[-1]
             report(
-                benchmark="learning", run=run, seed=seed, steps=len(rows),
-                before={kind: evaluations[0][kind]["lenient"] for kind in ("greedy", "sampled")},
-                after={kind: evaluations[-1][kind]["lenient"] for kind in ("greedy", "sampled")},
-                interval=[evaluations[-1]["greedy"]["low"], evaluations[-1]["greedy"]["high"]],
-                best_constant=evaluations[-1]["best_constant"]["share"], prompts=evaluations[-1]["greedy"]["prompts"],
+                benchmark="learning",
+                run=run,
+                seed=seed,
+                steps=len(rows),
+                before={kind: first[kind]["lenient"] for kind in ("greedy", "sampled")},
+                after={kind: last[kind]["lenient"] for kind in ("greedy", "sampled")},
+                interval=[last["greedy"]["low"], last["greedy"]["high"]],
+                best_constant=last["best_constant"]["share"],
+                prompts=last["greedy"]["prompts"],
                 step_seconds_median=statistics.median(row["seconds"] for row in rows),
                 step_seconds_mean=statistics.mean(row["seconds"] for row in rows),
                 rollout_seconds=statistics.mean(row["rollout_seconds"] for row in rows),
                 learner_seconds=statistics.mean(row["learner_seconds"] for row in rows),
-            )  # fmt: skip
+            )
 
 
 if __name__ == "__main__":

@@ -1,25 +1,83 @@
 """The peer: TRL's GRPO on the same sums, prompts, reward and machine, where TRL is installed.
 
-python -m benchmarks.peer_trl [--no-vllm] [--steps 100] [override ...] writes runs/learning/trl-<seed>/metrics.jsonl (step,
-reward, seconds) and prints one JSON line; the held-out answers come from TRL's own engine after training.
+`python -m benchmarks.peer_trl [--no-vllm] [--steps 100] [override ...]` writes runs/learning/trl-<seed>/metrics.jsonl
+(step, reward, seconds) and prints one JSON line; the held-out answers come from the trained model by
+transformers.generate.
 """
 
 import argparse
 import json
 import statistics
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import cast
 
-from actors.build import build_machine, build_model_source, build_prompts, build_rows
-from benchmarks.common import report, settings_from
+import torch
+from datasets import Dataset
+from transformers import PreTrainedModel, Trainer, TrainingArguments
+
+from benchmarks.common import report
 from benchmarks.learning import RUNS, SUMS
-from benchmarks.peers import StepTimes, be_one_process
-from rewards.answers import numeric
+from benchmarks.peers import StepTimes, be_one_process, grpo_config, lora_config
+from conf.compose import load_settings
+from conf.schema import Settings
+from epiphany.preflight import RunData, load_data
+from epiphany.run_plan import choose_device
+from rewards.correctness import numeric
 from rewards.sample import Sample
+
+DECODING: dict[str, dict[str, object]] = {
+    "greedy": {"do_sample": False},
+    "sampled": {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0},
+}
 
 
 def score(text: str, answer: str) -> float:
     return numeric(Sample("", text, answer)) or 0.0
+
+
+def reward(completions: list[str], answer: list[str], **_columns: object) -> list[float]:
+    return [score(text, reference) for text, reference in zip(completions, answer, strict=True)]
+
+
+def trainer_arguments(settings: Settings, arguments: argparse.Namespace, folder: Path) -> TrainingArguments:
+    algorithm, device = settings.algorithm, choose_device(settings)
+    engine: dict[str, object] = {"use_vllm": False}
+    if not arguments.no_vllm:
+        engine = {
+            "use_vllm": True,
+            "vllm_mode": "colocate",
+            "vllm_gpu_memory_utilization": 0.12,
+            "vllm_max_model_length": 192,
+        }
+    return grpo_config(
+        settings,
+        folder,
+        arguments.steps,
+        per_device_train_batch_size=algorithm.prompts_per_step * algorithm.group_size,
+        bf16=device.dtype == "bfloat16",
+        use_cpu=device.kind == "cpu",
+        seed=arguments.seed,
+        gradient_checkpointing=False,
+        **engine,
+    )
+
+
+def accuracy(model: PreTrainedModel, data: RunData, max_tokens: int) -> dict[str, float]:
+    """The share of right answers to the held-out questions, greedy and sampled."""
+    tokenizer, prompts = data.tokenizer, data.prompts.held_out
+    tokenizer.padding_side = "left"
+    texts = [prompt.text for prompt in prompts]
+    batch = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False).to(model.device)
+    generate = cast("Callable[..., torch.Tensor]", model.generate)
+    shares = {}
+    for kind, options in DECODING.items():
+        with torch.no_grad():
+            tokens = generate(**batch, max_new_tokens=max_tokens, use_cache=True, **options)
+        answers = tokenizer.batch_decode(tokens[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+        scores = [score(str(text), prompt.answer or "") for text, prompt in zip(answers, prompts, strict=True)]
+        shares[kind] = statistics.mean(scores)
+    return shares
 
 
 def main() -> None:
@@ -28,66 +86,38 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     arguments, overrides = parser.parse_known_args()
-    settings = settings_from(*SUMS, *RUNS["sums"], *overrides)
-    machine = build_machine(settings)
-    source, tokenizer = build_model_source(settings)
-    prompts = build_prompts(settings, *build_rows(settings), tokenizer)
-    per_step, group = settings.algorithm.prompts_per_step, settings.algorithm.group_size
+    settings = load_settings(*SUMS, *RUNS["sums"], *overrides)
+    data = load_data(settings)
 
-    import torch
-    from datasets import Dataset
-    from peft import LoraConfig
-    from trl import GRPOConfig, GRPOTrainer
+    from trl import GRPOTrainer
 
     be_one_process()
-    rows = [prompts.at(i) for i in range(per_step * arguments.steps)]
-    dataset = Dataset.from_list([{"prompt": p.text, "answer": p.answer} for p in rows])
+    prompts = [data.prompts.at(i) for i in range(settings.algorithm.prompts_per_step * arguments.steps)]
     folder = Path(f"runs/learning/trl-{arguments.seed}")
     folder.mkdir(parents=True, exist_ok=True)
-
-    def reward(completions: list[str], answer: list[str], **_: Any) -> list[float]:
-        return [score(text, gold) for text, gold in zip(completions, answer, strict=True)]
-
     log = StepTimes()
-    config = GRPOConfig(
-        output_dir=str(folder), per_device_train_batch_size=per_step * group, num_generations=group,
-        max_completion_length=settings.sampling.max_tokens, max_steps=arguments.steps, logging_steps=1, save_strategy="no",
-        learning_rate=settings.learner.learning_rate, temperature=settings.sampling.temperature, beta=0.0,
-        bf16=machine.dtype == "bfloat16", use_cpu=machine.device == "cpu", seed=arguments.seed, report_to=[],
-        gradient_checkpointing=False, shuffle_dataset=False, use_vllm=not arguments.no_vllm,
-        **({} if arguments.no_vllm else {"vllm_mode": "colocate", "vllm_gpu_memory_utilization": 0.12, "vllm_max_model_length": 192}),
-    )  # fmt: skip
-    lora = LoraConfig(
-        r=settings.model.lora.rank, lora_alpha=int(settings.model.lora.alpha), task_type="CAUSAL_LM",
-        target_modules=list(settings.model.lora.target_modules),
-    )  # fmt: skip
-    make: Any = GRPOTrainer
-    trainer = make(
-        model=source.path, reward_funcs=reward, args=config, train_dataset=dataset, processing_class=tokenizer,
-        peft_config=lora, callbacks=[log],
-    )  # fmt: skip
+    make_trainer = cast("Callable[..., Trainer]", GRPOTrainer)
+    trainer = make_trainer(
+        model=data.source.path,
+        reward_funcs=reward,
+        args=trainer_arguments(settings, arguments, folder),
+        train_dataset=Dataset.from_list([{"prompt": p.text, "answer": p.answer} for p in prompts]),
+        processing_class=data.tokenizer,
+        peft_config=lora_config(settings),
+        callbacks=[log],
+    )
     trainer.train()
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log.rows))
-
-    model = trainer.model.eval()
-    tokenizer.padding_side = "left"
-    after = {}
-    for kind, options in {
-        "greedy": {"do_sample": False},
-        "sampled": {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0},
-    }.items():
-        batch: Any = tokenizer(
-            [p.text for p in prompts.held_out], return_tensors="pt", padding=True, add_special_tokens=False
-        ).to(model.device)
-        with torch.no_grad():
-            found = model.generate(**batch, max_new_tokens=settings.sampling.max_tokens, use_cache=True, **options)
-        texts = tokenizer.batch_decode(found[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-        after[kind] = statistics.mean(score(t, p.answer or "") for t, p in zip(texts, prompts.held_out, strict=True))
     seconds = [row["seconds"] for row in log.rows]
     report(
-        benchmark="peer_trl", seed=arguments.seed, steps=len(seconds), after=after, prompts=len(prompts.held_out),
-        step_seconds_median=statistics.median(seconds), step_seconds_mean=statistics.mean(seconds),
-    )  # fmt: skip
+        benchmark="peer_trl",
+        seed=arguments.seed,
+        steps=len(seconds),
+        after=accuracy(cast("PreTrainedModel", trainer.model).eval(), data, settings.sampling.max_tokens),
+        prompts=len(data.prompts.held_out),
+        step_seconds_median=statistics.median(seconds),
+        step_seconds_mean=statistics.mean(seconds),
+    )
 
 
 if __name__ == "__main__":

@@ -1,47 +1,59 @@
-"""The engine alone against `transformers.generate`: `python -m benchmarks.rollout [override ...]`, one JSON line a batch size.
+"""The engine alone against `transformers.generate`: `python -m benchmarks.rollout [override ...]`.
 
-Same random weights, same adapter, same prompts, sampling to the limit; the ratio at 64 sequences and at the engine's best.
+One JSON line a batch size. Same random weights, same adapter, same prompts, sampling to the limit; the ratio at 64
+sequences and at the engine's best. Needs a GPU.
 """
 
 import argparse
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
+from peft import PeftModel
 
-from actors.build import lora_arguments
-from actors.lora import FlatLora
-from actors.models import load_base_model
-from actors.types import Request, Sampling
-from benchmarks.common import build_workers, report
+from actors.engines.base import Engine
+from actors.models.loading import load_base_model
+from actors.models.lora import FlatLora
+from actors.types import Sampling
+from benchmarks.common import build_workers, report, sample_all
 from benchmarks.work import prompts_of, random_rollouts, work_settings
+from epiphany.run_plan import lora_arguments
 
 SIZES = (8, 64, 128, 256, 512)
+GROUP = 8  # sequences of each prompt
 
 
-def engine_rate(engine: Any, prompts: list[tuple[int, ...]], count: int, tokens: int, tag: str) -> float:
-    """Sampled tokens a second with `count` sequences in flight, eight of each prompt."""
-    requests = [Request(f"{tag}/{i}", prompts[i // 8 % len(prompts)], Sampling(1.0, tokens)) for i in range(count)]
-    engine.submit(requests)
-    start, sampled = time.perf_counter(), 0
-    while engine.unfinished:
-        sampled += sum(len(c.token_ids) for c in engine.step())
-    return sampled / (time.perf_counter() - start)
+def engine_rate(engine: Engine, prompts: list[tuple[int, ...]], *, count: int, tokens: int) -> float:
+    """Sampled tokens a second with `count` sequences at the same time."""
+    sequences = [prompts[i // GROUP % len(prompts)] for i in range(count)]
+    start = time.perf_counter()
+    completions = sample_all(engine, sequences, Sampling(1.0, tokens))
+    return sum(len(completion.token_ids) for completion in completions) / (time.perf_counter() - start)
 
 
-def generate_rate(model: Any, prompts: list[tuple[int, ...]], count: int, tokens: int) -> float:
-    ids = torch.tensor([prompts[i // 8 % len(prompts)] for i in range(count)], device="cuda")
-    rates = []
+def generate_rate(model: PeftModel, prompts: list[tuple[int, ...]], *, count: int, tokens: int) -> float:
+    """The same by transformers; the better of two runs."""
+    ids = torch.tensor([prompts[i // GROUP % len(prompts)] for i in range(count)], device="cuda")
+    generate, rates = cast("Callable[..., torch.Tensor]", model.generate), []
     for _ in range(2):
         start = time.perf_counter()
-        found = model.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
-            max_new_tokens=tokens, min_new_tokens=tokens, pad_token_id=0, use_cache=True,
-        )  # fmt: skip
+        output = generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=True,
+            temperature=1.0,
+            top_k=0,
+            top_p=1.0,
+            max_new_tokens=tokens,
+            min_new_tokens=tokens,
+            pad_token_id=0,
+            use_cache=True,
+        )
         torch.cuda.synchronize()
-        rates.append(count * (found.shape[1] - ids.shape[1]) / (time.perf_counter() - start))
+        rates.append(count * (output.shape[1] - ids.shape[1]) / (time.perf_counter() - start))
     return max(rates)
 
 
@@ -51,22 +63,23 @@ def main() -> None:
     parser.add_argument("--generate-tokens", type=int, default=128)
     arguments, overrides = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as folder:
-        wanted = [f"engine.max_num_seqs={max(SIZES)}", "learner.micro_batch_tokens=8192", *overrides]
-        settings = work_settings("w", Path(folder), *wanted)
+        limits = [f"engine.max_num_seqs={max(SIZES)}", "learner.micro_batch_tokens=8192"]
+        settings = work_settings("w", Path(folder), *limits, *overrides)
         workers = build_workers(settings)
-        prompts = prompts_of(random_rollouts(settings, 151000))[::8]
-        engine_rate(workers.engine, prompts, max(SIZES), 32, "warm")
-        rates = {n: engine_rate(workers.engine, prompts, n, arguments.tokens, f"{n}") for n in SIZES}
+        plan = workers.plan
+        prompts = list(dict.fromkeys(prompts_of(random_rollouts(settings, plan.shape.vocabulary))))
+        engine_rate(workers.engine, prompts, count=max(SIZES), tokens=32)
+        rates = {n: engine_rate(workers.engine, prompts, count=n, tokens=arguments.tokens) for n in SIZES}
         base = load_base_model(
-            workers.blueprint.source,
-            dtype=workers.blueprint.machine.dtype,
-            device="cuda",
-            quantization=settings.model.quantization,
+            plan.source,
+            dtype=plan.device.dtype,
+            device=plan.device.kind,
+            quantization=plan.engine.quantization,
             trust_remote_code=False,
         )
         base.config.use_cache = True
         model = FlatLora(base, **lora_arguments(settings), seed=0).model.eval()
-        plain = {n: generate_rate(model, prompts, n, arguments.generate_tokens) for n in (64, 256)}
+        plain = {n: generate_rate(model, prompts, count=n, tokens=arguments.generate_tokens) for n in (64, 256)}
     for n, rate in rates.items():
         ratio = {"ratio": rate / plain[n]} if n in plain else {}
         report(

@@ -1,95 +1,70 @@
-"""Time and memory of whole training steps on real shapes: `python -m benchmarks.step <case> [--steps 8] [override ...]`.
+"""Time and memory of training steps on real shapes: `python -m benchmarks.step <case> [--steps 8] [override ...]`.
 
 Runs launch.py's own loop on random weights and prints one JSON line: seconds a step, its parts, and the memory of the
-process as the driver counts it. Cases: see benchmarks/work.py; `all` runs each in a process of its own. The first WARM steps are not
-counted. Needs a GPU that nothing else uses.
+process as the driver counts it. Cases: see benchmarks/work.py; `all` runs each in a process of its own. The first WARM
+steps are not counted. Needs a GPU that nothing else uses.
 """
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+import torch
+
+import epiphany
 from benchmarks.common import report
+from benchmarks.gpu_memory import GIB, MemorySampler, gib_in_use_by_others
 from benchmarks.work import CASES, work_settings
+from epiphany.report.run_folder import Layout
 
 WARM = 2
-
-
-class DriverMemory(threading.Thread):
-    """Samples the memory in use on the card (GiB) every 20 ms, beside the size of the run's metrics.jsonl by then."""
-
-    def __init__(self, metrics: Path) -> None:
-        super().__init__(daemon=True)
-        self.samples: list[tuple[int, float]] = []
-        self._metrics = metrics
-        self._ended = threading.Event()
-        self.start()
-
-    def run(self) -> None:
-        import torch
-
-        while not self._ended.wait(0.02):
-            free, total = torch.cuda.mem_get_info()
-            written = self._metrics.stat().st_size if self._metrics.exists() else 0
-            self.samples.append((written, (total - free) / 2**30))
-
-    def finish(self) -> list[tuple[int, float]]:
-        self._ended.set()
-        self.join()
-        return self.samples
-
-
-def used_before() -> float:
-    """GiB in use on the card before this process touches it."""
-    card = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-    command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", f"--id={card}"]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout) / 1024
+SHOWN = ("logprob_gap", "staleness", "trained")  # beside seconds and rates
 
 
 def run(case: str, steps: int, overrides: list[str]) -> None:
     shape, _, more = CASES[case]
-    before = used_before()
-    from launch import run as launch
-
+    before = gib_in_use_by_others()
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        settings = work_settings(case, folder, f"run.steps={steps}", *overrides)
-        metrics = folder / "run" / "metrics.jsonl"
-        memory = DriverMemory(metrics)
-        code = launch(settings)
-        samples = memory.finish()
+        settings = work_settings(case, Path(scratch), f"run.steps={steps}", *overrides)
+        metrics = Layout(Path(settings.run.folder)).metrics
+        sampler = MemorySampler(metrics)
+        exit_code = epiphany.train(settings)
+        samples = sampler.finish()
         lines = metrics.read_text().splitlines(keepends=True)
     rows = [json.loads(line) for line in lines]
     if len(rows) <= WARM:
-        raise SystemExit(f"{case}: {len(rows)} steps (exit code {code}), of which the first {WARM} do not count")
+        raise SystemExit(f"{case}: {len(rows)} steps (exit code {exit_code}), of which the first {WARM} do not count")
     steady, since, until = rows[WARM:], sum(map(len, lines[:WARM])), sum(map(len, lines))
-    held = [gib - before for written, gib in samples if since <= written < until]
-    import torch
-
+    process_gib = [gib - before for written, gib in samples if since <= written < until]
     report(
-        benchmark="step", case=case, shape=shape, overrides=[*more, *overrides], exit_code=code, steps=len(rows),
-        first_step_s=rows[0]["seconds"], seconds_mean=statistics.mean(row["seconds"] for row in steady),
-        **_medians(steady), card_before_gib=round(before, 2),
+        benchmark="step",
+        case=case,
+        shape=shape,
+        overrides=[*more, *overrides],
+        exit_code=exit_code,
+        steps=len(rows),
+        first_step_s=rows[0]["seconds"],
+        seconds_mean=statistics.mean(row["seconds"] for row in steady),
+        **medians(steady),
+        card_before_gib=round(before, 2),
         process_gib_highest=round(max(gib for _, gib in samples) - before, 3),
-        process_gib_median=round(statistics.median(held), 3), highest_over_median=round(max(held) / statistics.median(held), 4),
-        torch_allocated_highest_gib=round(torch.cuda.max_memory_allocated() / 2**30, 3),
-        torch_reserved_highest_gib=round(torch.cuda.max_memory_reserved() / 2**30, 3),
-    )  # fmt: skip
+        process_gib_median=round(statistics.median(process_gib), 3),
+        highest_over_median=round(max(process_gib) / statistics.median(process_gib), 4),
+        torch_allocated_highest_gib=round(torch.cuda.max_memory_allocated() / GIB, 3),
+        torch_reserved_highest_gib=round(torch.cuda.max_memory_reserved() / GIB, 3),
+    )
 
 
-def _medians(rows: list[dict[str, Any]]) -> dict[str, float]:
-    names = [n for n, v in rows[0].items() if isinstance(v, (int, float)) and not isinstance(v, bool)]
-    wanted = [
-        n for n in names if n.endswith("seconds") or "per_second" in n or n.startswith(("mismatch", "lag", "trained"))
-    ]
-    return {f"{n}_median": statistics.median(row[n] for row in rows) for n in wanted}
+def medians(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The median of each number of the rows that is a time, a rate or among SHOWN."""
+    names = [name for name, value in rows[0].items() if type(value) in (int, float)]
+    shown = [name for name in names if name.endswith("seconds") or "per_second" in name or name.startswith(SHOWN)]
+    return {f"{name}_median": statistics.median(row[name] for row in rows) for name in shown}
 
 
 def main() -> None:

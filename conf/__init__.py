@@ -1,1 +1,1 @@
-"""The settings: schema.py holds every default, the YAML groups beside it are what people edit."""
+"""Settings: the schema*.py files hold every default, the YAML files are presets that people edit."""

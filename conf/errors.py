@@ -1,7 +1,7 @@
-"""UsageError: the base of every error that a user can put right. launch.py shows its message without a traceback."""
+"""UsageError, the base class of every error that a user can correct. launch.py prints its message, and no traceback."""
 
 
 class UsageError(ValueError):
-    """Something in the settings, the data or the machine; the message says what to change."""
+    """Something in the settings, the data or the machine is wrong; the message says what to change."""
 
     exit_code = 2

@@ -1,141 +1,86 @@
-"""From an Arrow table of rollouts to packed micro-batches.
+"""From an Arrow table of rollouts to arrays: what was sampled, and how it was scored.
 
-A micro-batch is one stream of tokens: each prompt once, then those of its completions that are in it, without
-padding. Knows Arrow and tensors; knows neither models nor objectives. Suffixes: N completions, S stream, T completion
-tokens (the ones with a log-probability).
+Knows Arrow and tensors; knows neither models nor algorithms. Suffixes: N trajectories of the batch, A their sampled
+tokens one after the other.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 import torch
 
-from learner.attention import Packing, Segment
-from learner.terms import Scored
+from learner.losses.segments import segment_sums
+
+
+@dataclass(frozen=True)
+class RewardedBatch:
+    """A batch as it was scored.
+
+    `rewards_N` (float64, NaN for none) and their `terms` (NaN where one does not apply), the number of the prompt's
+    group `groups_N`, the count of sampled tokens `lengths_N`, and whether the trajectory was cut off at `max_tokens`.
+    """
+
+    rewards_N: torch.Tensor
+    groups_N: torch.Tensor
+    lengths_N: torch.Tensor
+    truncated_N: torch.Tensor
+    terms: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+    def per_token(self, values_N: torch.Tensor) -> torch.Tensor:
+        """The value of each trajectory for each of its sampled tokens: [A]."""
+        return values_N.repeat_interleave(self.lengths_N)
+
+    def sums(self, values_A: torch.Tensor) -> torch.Tensor:
+        """The sum over each trajectory's sampled tokens: [N]."""
+        count = len(self.lengths_N)
+        return segment_sums(values_A, self.per_token(torch.arange(count)), count)
+
+    @property
+    def last_token_N(self) -> torch.Tensor:
+        """Where each trajectory's last sampled token is among all: [N]."""
+        return self.lengths_N.cumsum(0) - 1
 
 
 @dataclass(frozen=True)
 class Rollouts:
-    """A table as arrays; completion n has `token_ids[n]`, of which the first `prompt_lengths[n]` are the prompt."""
+    """A table as arrays.
+
+    Row n has the tokens `token_ids[n]`, of which the first `prompt_lengths[n]` are the prompt; `sampled[n]` marks,
+    behind the prompt, those that the policy sampled. `behavior_logprobs[n]` are of the sampled tokens alone.
+    """
 
     token_ids: list[np.ndarray]
     prompt_lengths: np.ndarray
+    sampled: list[np.ndarray]
     behavior_logprobs: list[np.ndarray]
-    scored: Scored
+    rewarded: RewardedBatch
 
     @classmethod
     def from_table(cls, table: pa.Table) -> "Rollouts":
-        ordinals = table.column("ordinal").to_numpy()
-        _, groups = np.unique(ordinals, return_inverse=True)
+        _, groups = np.unique(table.column("ordinal").to_numpy(), return_inverse=True)
         rewards = table.column("reward").to_numpy(zero_copy_only=False).astype(np.float64)
-        token_ids = [np.asarray(x.values) for x in table.column("token_ids")]
         logprobs = [np.asarray(x.values) for x in table.column("behavior_logprobs")]
-        lengths = np.array([len(x) for x in logprobs])
         truncated = [reason == "length" for reason in table.column("finish_reason").to_pylist()]
-        named = [dict(terms) for terms in table.column("reward_terms").to_pylist()]
+        rows = [dict(terms) for terms in table.column("reward_terms").to_pylist()]
         terms = {
-            name: torch.tensor([terms.get(name, float("nan")) for terms in named], dtype=torch.float64)
-            for name in sorted({name for terms in named for name in terms})
+            name: torch.tensor([row.get(name, float("nan")) for row in rows], dtype=torch.float64)
+            for name in sorted({name for row in rows for name in row})
         }
-        scored = Scored(
-            torch.from_numpy(rewards),
-            torch.from_numpy(groups),
-            torch.from_numpy(lengths),
-            torch.tensor(truncated),
-            terms,
+        return cls(
+            token_ids=[np.asarray(x.values) for x in table.column("token_ids")],
+            prompt_lengths=table.column("prompt_length").to_numpy(),
+            sampled=[
+                np.repeat([turn["sampled"] for turn in turns], [turn["length"] for turn in turns])
+                for turns in table.column("turns").to_pylist()
+            ],
+            behavior_logprobs=logprobs,
+            rewarded=RewardedBatch(
+                torch.from_numpy(rewards),
+                torch.from_numpy(groups),
+                torch.from_numpy(np.array([len(x) for x in logprobs])),
+                torch.tensor(truncated),
+                terms,
+            ),
         )
-        return cls(token_ids, table.column("prompt_length").to_numpy(), logprobs, scored)
-
-    @cached_property
-    def starts_N(self) -> np.ndarray:
-        """Where each completion's tokens begin when all completions follow each other."""
-        lengths = self.scored.lengths_N.numpy()
-        return lengths.cumsum() - lengths
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """One packed stream. `hidden_index_T` says which stream position predicts completion token t, `row_T` whose it is, and
-    `token_T` where it is among all completion tokens of the batch; `rows` are the completions in it."""
-
-    input_ids_S: torch.Tensor
-    positions_S: torch.Tensor
-    packing: Packing
-    hidden_index_T: torch.Tensor
-    targets_T: torch.Tensor
-    row_T: torch.Tensor
-    token_T: torch.Tensor
-    behavior_logprobs_T: torch.Tensor
-    rows: int
-
-
-def micro_batches(
-    rollouts: Rollouts, units: Sequence[Sequence[int]], *, max_tokens: int, device: torch.device | str
-) -> Iterator[MicroBatch]:
-    """Pack the completions of `units`, each unit whole, into as few streams of at most `max_tokens` tokens as they need, of
-    about the same size: a small rest would take as many launches as a full one. A longer single unit gets its own."""
-    all_costs = costs(rollouts, units)
-    count = -(-sum(all_costs) // max_tokens)
-    current: list[int] = []
-    filled, streams = 0, 0
-    for unit, cost in zip(units, all_costs, strict=True):
-        is_full = filled + cost > max_tokens
-        if current and (is_full or (filled >= sum(all_costs) / count and streams < count - 1)):
-            yield _pack(rollouts, current, device)
-            current, filled, streams = [], 0, streams + 1
-            (cost,) = costs(rollouts, [unit])
-        current += unit
-        filled += cost
-    if current:
-        yield _pack(rollouts, current, device)
-
-
-def costs(rollouts: Rollouts, units: Sequence[Sequence[int]]) -> list[int]:
-    """The tokens that each unit adds to a stream that holds the units before it: its prompt comes once a group."""
-    lengths, groups = rollouts.scored.lengths_N.tolist(), rollouts.scored.groups_N.tolist()
-    found, group = [], -1
-    for unit in units:
-        found.append(0)
-        for row in unit:
-            found[-1] += lengths[row] - 1 + (int(rollouts.prompt_lengths[row]) if groups[row] != group else 0)
-            group = groups[row]
-    return found
-
-
-def _pack(rollouts: Rollouts, rows: list[int], device: torch.device | str) -> MicroBatch:
-    ids, positions, segments, hidden_index, targets, owners, places = [], [], [], [], [], [], []
-    groups, starts = rollouts.scored.groups_N.tolist(), rollouts.starts_N
-    offset, group, prompt_start = 0, -1, 0
-    for row in rows:
-        prompt_length = int(rollouts.prompt_lengths[row])
-        tokens = rollouts.token_ids[row]
-        if groups[row] != group:
-            group, prompt_start = groups[row], offset
-            ids.append(tokens[:prompt_length])
-            positions.append(np.arange(prompt_length))
-            segments.append(Segment(offset, prompt_length))
-            offset += prompt_length
-        completion = tokens[prompt_length:]
-        fed = len(completion) - 1  # the last token predicts nothing
-        if fed:
-            ids.append(completion[:-1])
-            positions.append(np.arange(prompt_length, prompt_length + fed))
-            segments.append(Segment(offset, fed, prompt_start, prompt_length))
-        # The prompt's last position predicts the first token of every completion.
-        hidden_index.append(np.r_[prompt_start + prompt_length - 1, np.arange(offset, offset + fed)])
-        targets.append(completion)
-        owners.append(np.full(len(completion), row))
-        places.append(np.arange(starts[row], starts[row] + len(completion)))
-        offset += fed
-
-    def tensor(arrays: list[np.ndarray], dtype: torch.dtype = torch.long) -> torch.Tensor:
-        return torch.from_numpy(np.concatenate(arrays)).to(device, dtype, non_blocking=True)
-
-    return MicroBatch(
-        tensor(ids), tensor(positions), Packing(segments, device), tensor(hidden_index), tensor(targets), tensor(owners),
-        tensor(places),
-        tensor([rollouts.behavior_logprobs[row] for row in rows], torch.float32), len(rows),
-    )  # fmt: skip

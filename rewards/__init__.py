@@ -1,1 +1,1 @@
-"""What is good: pure reward functions of one sample, their registry and their weighted sum."""
+"""Rewards: pure functions that score one sample, their registry, their weighted sum, and the process that runs them."""

@@ -1,9 +1,10 @@
-"""The child process that scores: `python -m rewards.child`, spoken to in lines of JSON by actors/reward.py.
+"""The child process that scores: `python -m rewards.child`, which exchanges lines of JSON with actors/reward.py.
 
-First line in: {"terms": [...], "memory_bytes": n, "parent": pid}; answer {"ready": true} or {"error": "..."}. Then one
-line for each sample, {"id": n, "sample": {...}, "evaluate": bool}; its answer carries the same id. JSON, not pickle: what
-a reward sends back is never executed. The reward's own output goes nowhere, so it cannot fill a pipe or a disk. Errors
-of the start go to stderr, where the parent finds them.
+First line in: {"terms": [...], "memory_bytes": n, "parent": pid, "log": file or null}; answer {"ready": true, ...} or
+{"error": "..."}. Then one line for each sample, {"id": n, "sample": {...}, "evaluate": bool}; its answer carries the
+same id. JSON, not pickle: what a reward sends back is never executed. What a reward prints goes to the log; descriptors
+1 and 2 are /dev/null, so that it can fill neither a pipe nor a disk. Errors of the start go to stderr, where the parent
+reads them.
 """
 
 import json
@@ -11,11 +12,18 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, TextIO
 
+from rewards.composition import Term, correctness, max_score, reference_completion, score
+from rewards.errors import RewardError
+from rewards.log import open_log
 from rewards.process import bind_to_parent
-from rewards.registry import RewardError, Term, correctness, full_marks, gold_completion, load_term, score
+from rewards.registry import load_term
 from rewards.sample import Sample
+
+MAX_ERROR = 500  # characters
 
 
 def _private_streams() -> tuple[TextIO, TextIO]:
@@ -32,7 +40,17 @@ def _silence(*descriptors: int) -> None:
     os.close(null)
 
 
-def _answer(terms: list[Term], request: dict[str, Any]) -> dict[str, Any]:
+def _start(first: Mapping[str, Any]) -> list[Term]:
+    """The terms, with this process set up as the first line says. Raises RewardError."""
+    bind_to_parent(first["parent"])
+    resource.setrlimit(resource.RLIMIT_DATA, (first["memory_bytes"], first["memory_bytes"]))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    if first["log"] is not None:
+        sys.stdout = sys.stderr = open_log(Path(first["log"]), copy_to=2)
+    return [load_term(t["fn"], name=t["name"], weight=t["weight"], options=t["options"]) for t in first["terms"]]
+
+
+def _answer(terms: Sequence[Term], request: Mapping[str, Any]) -> dict[str, object]:
     sample = Sample(**request["sample"])
     error = reward = strict = lenient = None
     values: dict[str, float] = {}
@@ -41,7 +59,7 @@ def _answer(terms: list[Term], request: dict[str, Any]) -> dict[str, Any]:
         if request["evaluate"]:
             strict, lenient = correctness(terms, sample)
     except RewardError as raised:
-        error, reward, values = str(raised)[:500], None, {}
+        error, reward, values = str(raised)[:MAX_ERROR], None, {}
     score_of_sample = {"reward": reward, "terms": values, "error": error, "strict": strict, "lenient": lenient}
     return {"id": request["id"], **score_of_sample}
 
@@ -49,20 +67,17 @@ def _answer(terms: list[Term], request: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     requests, answers = _private_streams()
 
-    def send(message: dict[str, Any]) -> None:
+    def send(message: Mapping[str, object]) -> None:
         answers.write(json.dumps(message) + "\n")
         answers.flush()
 
-    first = json.loads(requests.readline())
-    bind_to_parent(first["parent"])
-    resource.setrlimit(resource.RLIMIT_DATA, (first["memory_bytes"], first["memory_bytes"]))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's affair
     try:
-        terms = [load_term(t["fn"], name=t["name"], weight=t["weight"], options=t["options"]) for t in first["terms"]]
+        terms = _start(json.loads(requests.readline()))
     except RewardError as error:
         send({"error": str(error)})
         return
-    send({"ready": True, "full_marks": full_marks(terms), "gold": gold_completion(terms, "{answer}")})
+    template = reference_completion(terms, "{answer}")
+    send({"ready": True, "max_score": max_score(terms), "reference_completion": template})
     sys.stderr.flush()
     _silence(2)
     process = os.getpid()

@@ -1,4 +1,4 @@
-"""What a child process owes its parent."""
+"""Ties the lifetime of a child process to that of its parent. Plain Python."""
 
 import ctypes
 import os
@@ -7,7 +7,7 @@ import sys
 
 
 def bind_to_parent(parent: int) -> None:
-    """Die when the process `parent`, which started this one, dies, also by SIGKILL (Linux)."""
+    """Make this process die with its parent, the process `parent`, even if that is killed (Linux only)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
         if os.getppid() != parent:

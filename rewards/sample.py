@@ -1,4 +1,4 @@
-"""Sample: all that a reward function may look at. Plain Python."""
+"""Sample: everything that a reward function may look at. Plain Python."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -7,9 +7,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Sample:
-    """One completion and what it answers.
+    """One completion and the question that it answers.
 
-    `tokens` counts the completion's tokens, of at most `max_tokens`; `metadata` is the prompt's row as it was read.
+    `answer` is the reference answer, if the data has one. `answers` holds all acceptable ones, `answer` first.
+    `tokens` is the completion's length, of at most `max_tokens`; `finish_reason` is "stop", or "length" if it was
+    truncated. `metadata` is the prompt's row as it was read, by column.
     """
 
     question: str
@@ -20,7 +22,12 @@ class Sample:
     tokens: int = 0
     max_tokens: int = 0
     metadata: dict[str, Any] = field(default_factory=dict)
+    answers: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        only = () if self.answer is None else (self.answer,)
+        object.__setattr__(self, "answers", tuple(self.answers) or only)
 
 
-# None: this term does not apply to this sample. Keyword arguments are the term's options from the YAML.
+# Called with a Sample and the term's options from the settings. None: the term does not apply to this sample.
 RewardFn = Callable[..., float | Awaitable[float | None] | None]

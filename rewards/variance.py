@@ -1,8 +1,8 @@
-"""When all rewards of a group count as equal. Plain Python: the replay, the metrics and the learner share this definition."""
+"""When the rewards of a group count as equal: the definition that replay, metrics and learner share. Plain Python."""
 
 from collections.abc import Sequence
 
-# Sums of the same terms in another order differ by some 1e-16 of their size; differences of 1e-6 may be meant.
+# Sums of the same terms in another order differ by about 1e-16 of their size; a difference of 1e-6 may be meant.
 TOLERANCE = 1e-9
 
 

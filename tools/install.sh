@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Makes .venv with what this machine can use, from the lock for its Python and its processor. Run by `make`.
+# With the argument `dev` it installs what tests and checks need, too.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -15,23 +16,33 @@ fi
 kind=cpu
 if nvidia-smi -L 2>/dev/null | grep -q GPU; then kind=gpu; fi
 kind=${EPIPHANY_KIND:-$kind}
-lock=locks/$kind-py$("$python" -c 'import sys; print("%d%d" % sys.version_info[:2])').txt
-stamp=.venv/installed-$(sha256sum "$lock" tools/install.sh | sha256sum | cut -c 1-16)
-if [ -e "$stamp" ]; then exit 0; fi
+base=locks/$kind-py$("$python" -c 'import sys; print("%d%d" % sys.version_info[:2])')
+stamp_of() { echo ".venv/installed-$(sha256sum "$1" tools/install.sh | sha256sum | cut -c 1-16)"; }
+has_base=$(stamp_of "$base.txt")
+has_dev=$(stamp_of "$base-dev.txt")
+if [ -e "$has_dev" ] || { [ "${1:-}" != dev ] && [ -e "$has_base" ]; }; then exit 0; fi
 
-echo "installing $lock into .venv with $("$python" --version)"
-"$python" -m venv --clear .venv
-.venv/bin/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
 uv() { VIRTUAL_ENV=.venv .venv/bin/uv "$@"; }
+quiet_pip() { .venv/bin/python -m pip --quiet --disable-pip-version-check "$@" 2> >(grep -v '^WARNING: Location' >&2); }
 
-if [ "$kind" = cpu ]; then
-    # The CPU build of torch: from where pip is set up to look first, else from PyTorch's own index, else the
-    # general build, which runs on a CPU too but brings gigabytes of CUDA with it.
-    torch=$(grep '^torch==' "$lock")
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-index "$torch" 2>/dev/null \
-        || uv pip install --quiet --no-deps --torch-backend=cpu "$torch" \
-        || uv pip install --quiet "$torch"
+if [ ! -e "$has_base" ]; then
+    echo "installing $base.txt into .venv with $("$python" --version)"
+    "$python" -m venv --clear .venv
+    quiet_pip install uv==0.13.9
+    if [ "$kind" = cpu ]; then
+        # The CPU build of torch: from where pip is set up to look first, else from PyTorch's own index, else the
+        # general build, which runs on a CPU too but brings gigabytes of CUDA with it.
+        torch=$(grep '^torch==' "$base.txt")
+        .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-index "$torch" 2>/dev/null \
+            || uv pip install --quiet --no-deps --torch-backend=cpu "$torch" \
+            || uv pip install --quiet "$torch"
+    fi
+    uv pip install --quiet --no-deps -r "$base.txt"
+    uv pip install --quiet --no-deps --no-build-isolation --editable .
+    touch "$has_base"
 fi
-uv pip install --quiet --no-deps -r "$lock"
-uv pip install --quiet --no-deps --no-build-isolation --editable .
-touch "$stamp"
+if [ "${1:-}" = dev ]; then
+    echo "installing $base-dev.txt into .venv"
+    uv pip install --quiet --no-deps -r "$base-dev.txt"
+    touch "$has_dev"
+fi

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Makes the locks anew from pyproject.toml: exact pins for each Python, for the CPU and for a GPU.
+# Regenerates the lock files from pyproject.toml: exact pins for each Python, for a CPU and for a GPU, each without and
+# with what developers need (-dev).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 for python in 3.11 3.12; do
@@ -9,8 +10,13 @@ for python in 3.11 3.12; do
         else
             more=(--excludes locks/gpu-excludes.txt --constraints locks/gpu-constraints.txt)
         fi
-        .venv/bin/uv pip compile --quiet pyproject.toml --extra "$kind" --extra dev --python-version "$python" \
-            --python-platform x86_64-manylinux_2_28 "${more[@]}" --no-header --no-annotate \
-            --output-file "locks/$kind-py${python/./}.txt" >/dev/null
+        lock=locks/$kind-py${python/./}
+        compile() {
+            .venv/bin/uv pip compile --quiet pyproject.toml --python-version "$python" \
+                --python-platform x86_64-manylinux_2_28 "${more[@]}" --no-header --no-annotate "$@" >/dev/null
+        }
+        compile --extra "$kind" --extra dev --output-file "$lock-dev.txt"
+        # The same versions, less what only developers need.
+        compile --extra "$kind" --constraints "$lock-dev.txt" --output-file "$lock.txt"
     done
 done

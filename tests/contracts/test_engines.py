@@ -1,5 +1,7 @@
-"""What every engine promises, asked of each: the fake, the oracle, and vLLM (CPU build) in one process and spread over three,
-on the real SmolLM2."""
+"""What every engine promises, asked of each, on the real SmolLM2.
+
+The fake, the oracle, and vLLM (CPU build) in one process and sharded over three.
+"""
 
 import os
 import signal
@@ -10,22 +12,25 @@ from typing import Any
 import pytest
 import torch
 
-from actors.engine import AdapterError, Engine
-from actors.models import ModelSource, end_of_sequence_ids, load_base_model, load_tokenizer
+from actors.engines.base import AdapterError, Engine, EngineOptions
+from actors.engines.transformers import TransformersEngine
+from actors.models.loading import load_base_model
+from actors.models.lora import LoraArguments
+from actors.models.source import ModelSource
+from actors.models.tokenizer import end_of_sequence_ids, load_tokenizer
+from actors.models.weight_sharing import build_meta_model, named_base_weights, share_weights
 from actors.rollout import RolloutWorker
-from actors.shared import attach, build_skeleton, weights_of
-from actors.transformers_engine import TransformersEngine
 from actors.types import Adapter, AdapterEntry, AdapterLayout, Completion, Prompt, Request, Sampling
 from benchmarks.common import sample_groups
-from conf.schema import LearnerSettings, LoraSettings
-from learner.attention import NAME
-from learner.learner import Learner
-from learner.policy import Policy
-from tests.fakes import EchoEngine
-from tests.presets import objective
-from tests.rollouts import table
+from conf.schema import LoraSettings
+from learner.model.attention import NAME
+from learner.model.policy import Policy
+from tests.helpers.fakes import EchoEngine
+from tests.helpers.learners import make_learner
+from tests.helpers.presets import algorithm
+from tests.helpers.rollouts import scored, table
 
-LORA = {"rank": 8, "alpha": 16.0, "target_modules": LoraSettings().target_modules}
+LORA: LoraArguments = {"rank": 8, "alpha": 16.0, "target_modules": LoraSettings().target_modules}
 SYSTEM = "You are a careful assistant who answers briefly. " * 12  # several cache blocks of 32 tokens
 
 
@@ -34,9 +39,8 @@ class Bench:
 
     def __init__(self, name: str, engine: Engine, policy: Policy | None, tokenizer: Any) -> None:
         self.name, self.engine, self.policy, self.tokenizer = name, engine, policy, tokenizer
-        self.layout = policy.lora.layout if policy else AdapterLayout(
-            8, 16.0, (AdapterEntry("m", "A", (8, 4), 0), AdapterEntry("m", "B", (4, 8), 32))
-        )  # fmt: skip
+        small = AdapterLayout(8, 16.0, (AdapterEntry("m", "A", (8, 4), 0), AdapterEntry("m", "B", (4, 8), 32)))
+        self.layout = policy.lora.layout if policy else small
 
     def adapter(self, version: int, *, seed: int | None = None, scale: float = 0.05) -> Adapter:
         """Zeros, or random values that change what the model says."""
@@ -80,21 +84,33 @@ def vllm(real: tuple[ModelSource, Any, Policy]) -> Bench:
 
 
 @pytest.fixture(scope="module")
-def spread(real: tuple[ModelSource, Any, Policy]) -> Bench:
+def sharded(real: tuple[ModelSource, Any, Policy]) -> Bench:
     """SmolLM2 has 9 heads and 3 keys' heads."""
     return _vllm(real, devices=3)
 
 
 def _vllm(real: tuple[ModelSource, Any, Policy], *, devices: int) -> Bench:
-    from actors.vllm_engine import VllmEngine, VllmOptions
+    from actors.engines.vllm.engine import VllmEngine
 
     source, tokenizer, policy = real
-    options = VllmOptions(
-        model_path=source.path, revision=None, dtype="float32", quantization="none", device="cpu", threads=2 if devices == 1 else 1,
-        max_model_len=320, max_num_seqs=8, kv_cache_bytes=150 << 20,
-        enforce_eager=True, per_request_seeds=True, seed=0, trust_remote_code=False, share_weights=devices == 1,
+    options = EngineOptions(
+        model_path=source.path,
+        revision=None,
+        trust_remote_code=False,
+        dtype="float32",
+        quantization="none",
+        device="cpu",
+        threads=2 if devices == 1 else 1,
+        max_model_len=320,
+        max_num_seqs=8,
+        max_num_batched_tokens=4096,
+        kv_cache_bytes=150 << 20,
+        enforce_eager=True,
+        per_request_seeds=True,
+        seed=0,
+        share_weights=devices == 1,
         tensor_parallel_size=devices,
-    )  # fmt: skip
+    )
     eos = end_of_sequence_ids(source, tokenizer)
     return Bench(
         "vllm", VllmEngine(options, tokenizer, layout=policy.lora.layout, eos_token_ids=eos), policy, tokenizer
@@ -111,7 +127,7 @@ def oracle(real: tuple[ModelSource, Any, Policy]) -> Bench:
     return Bench("transformers", engine, policy, tokenizer)
 
 
-@pytest.fixture(params=["echo", "transformers", "vllm", "spread"])
+@pytest.fixture(params=["echo", "transformers", "vllm", "sharded"])
 def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
     if request.param == "echo":
         yield Bench("echo", EchoEngine(), None, None)
@@ -168,26 +184,26 @@ def test_refuses_a_bad_adapter_and_keeps_the_old_one(bench: Bench, damage: str):
     assert after[0].version_spans[0].version == 1
 
 
-def test_refuses_an_adapter_of_another_shape(oracle: Bench, vllm: Bench, spread: Bench):
+def test_refuses_an_adapter_of_another_shape(oracle: Bench, vllm: Bench, sharded: Bench):
     entries = tuple(replace(e, module=e.module.replace("q_proj", "k_proj")) for e in oracle.layout.entries)
-    for bench in (oracle, vllm, spread):
+    for bench in (oracle, vllm, sharded):
         other = bench.adapter(1)
         with pytest.raises(AdapterError, match="other modules"):
             bench.engine.load_adapter(replace(other, layout=AdapterLayout(8, 16.0, entries)))
 
 
-def test_vllm_and_the_oracle_say_the_same(oracle: Bench, vllm: Bench, spread: Bench):
+def test_vllm_and_the_oracle_say_the_same(oracle: Bench, vllm: Bench, sharded: Bench):
     for seed in (None, 3):
         adapter = oracle.adapter(1, seed=seed)
         oracle.engine.load_adapter(adapter)
         expected = oracle.sample(temperature=0.0, tokens=12, count=1)
-        for bench in (vllm, spread):
+        for bench in (vllm, sharded):
             bench.engine.load_adapter(adapter)
             assert bench.sample(temperature=0.0, tokens=12, count=1)[0].token_ids == expected[0].token_ids
 
 
 def test_base_requests_beside_the_adapters_get_the_base_model(vllm: Bench):
-    """The mended CPU kernel: stock vLLM gives a base request the adapter's output when they share a batch."""
+    """The patched CPU kernel: stock vLLM gives a base request the adapter's output when they share a batch."""
     from vllm import SamplingParams
 
     engine: Any = vllm.engine
@@ -215,22 +231,22 @@ def test_base_requests_beside_the_adapters_get_the_base_model(vllm: Bench):
 def shared(vllm: Bench, real: tuple[ModelSource, Any, Policy]) -> Bench:
     """vLLM, and a policy over vLLM's own weights."""
     source, tokenizer, _ = real
-    skeleton = build_skeleton(source, dtype="float32", trust_remote_code=False, attention=NAME)
-    model = attach(skeleton, vllm.engine.base_weights(), device="cpu")  # type: ignore[attr-defined]
+    meta_model = build_meta_model(source, dtype="float32", trust_remote_code=False, attention=NAME)
+    model = share_weights(meta_model, vllm.engine.base_weights(), device="cpu")  # type: ignore[attr-defined]
     policy = Policy(model, lora=LORA, seed=0, temperature=1.0, logit_chunk_tokens=256, gradient_checkpointing=False)
     return Bench("shared", vllm.engine, policy, tokenizer)
 
 
-def test_the_lent_weights_are_the_models(shared: Bench, real: tuple[ModelSource, Any, Policy]):
-    own, lent = (weights_of(policy.lora.model) for policy in (real[2], shared.policy) if policy)
-    assert own.keys() == lent.keys()
+def test_the_shared_weights_are_the_models(shared: Bench, real: tuple[ModelSource, Any, Policy]):
+    own, shared_weights = (named_base_weights(policy.lora.model) for policy in (real[2], shared.policy) if policy)
+    assert own.keys() == shared_weights.keys()
     for name, tensor in own.items():
-        torch.testing.assert_close(lent[name], tensor, atol=0, rtol=0)
+        torch.testing.assert_close(shared_weights[name], tensor, atol=0, rtol=0)
     engine = shared.engine.base_weights()  # type: ignore[attr-defined]
-    assert all(tensor.data_ptr() == engine[name].data_ptr() for name, tensor in lent.items())
+    assert all(tensor.data_ptr() == engine[name].data_ptr() for name, tensor in shared_weights.items())
 
 
-@pytest.mark.parametrize("name", ["oracle", "vllm", "shared", "spread"])
+@pytest.mark.parametrize("name", ["oracle", "vllm", "shared", "sharded"])
 def test_engine_and_learner_agree_before_and_after_updates(name: str, request: pytest.FixtureRequest):
     """Mean |difference| of log-probabilities <= 1e-3 in float32, with a warm prefix cache and prompts of many blocks.
 
@@ -241,7 +257,7 @@ def test_engine_and_learner_agree_before_and_after_updates(name: str, request: p
     assert policy is not None
     with torch.no_grad():
         policy.lora.flat.copy_(bench.adapter(0, seed=11, scale=0.03).flat)
-    learner = Learner(policy, objective(), LearnerSettings(learning_rate=0.02))
+    learner = make_learner(policy, algorithm(), learning_rate=0.02)
     worker = RolloutWorker(bench.engine, seed=1)
     prompts = [Prompt(i, "", bench.tokens(f"What is {i} + {i}?"), "", None, "") for i in range(2)]
     assert len(prompts[0].token_ids) > 128
@@ -252,18 +268,12 @@ def test_engine_and_learner_agree_before_and_after_updates(name: str, request: p
         for _ in range(2):  # the second time, the prompts are in the prefix cache
             groups = sample_groups(worker, prompts, Sampling(1.0, 10), 4)
         stats = learner.step(table([scored(g) for g in groups]))
-        assert 0 < stats.mismatch <= 1e-3
-        assert stats.mismatch_max <= 1e-2
-        texts.append([c.token_ids for g in groups for c in g.completions])
+        assert 0 < stats.logprob_gap <= 1e-3
+        assert stats.logprob_gap_max <= 1e-2
+        texts.append([c.token_ids for g in groups for c in g.trajectories])
     assert texts[0] != texts[-1]
     with torch.no_grad():
         policy.lora.flat.zero_()
-
-
-def scored(group: Any) -> Any:
-    from actors.types import Score
-
-    return replace(group, scores=tuple(Score(float(i)) for i in range(len(group.completions))))
 
 
 def test_the_exported_adapter_is_the_adapter_to_peft(oracle: Bench, real: tuple[ModelSource, Any, Policy], tmp_path):
@@ -281,15 +291,17 @@ def test_the_exported_adapter_is_the_adapter_to_peft(oracle: Bench, real: tuple[
     model = PeftModel.from_pretrained(base, str(tmp_path))
     ids = torch.tensor([oracle.tokens("What is 2 + 2?")])
     with torch.no_grad():
-        found = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False)
-    assert tuple(found[0, ids.shape[1] :].tolist()) == expected.token_ids
+        generated = model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False
+        )
+    assert tuple(generated[0, ids.shape[1] :].tolist()) == expected.token_ids
 
 
-def test_an_engine_that_lost_a_process_says_so_and_leaves_none(spread: Bench):
+def test_an_engine_that_lost_a_process_says_so_and_leaves_none(sharded: Bench):
     """The last test: it ends the engine."""
-    engine: Any = spread.engine
+    engine: Any = sharded.engine
     ranks = [w.proc for w in engine._engine.engine_core.engine_core.model_executor.workers]
-    engine.submit([Request("r/0", spread.tokens("Count from one."), Sampling(1.0, 50, 1))])
+    engine.submit([Request("r/0", sharded.tokens("Count from one."), Sampling(1.0, 50, 1))])
     engine.step()
     os.kill(ranks[1].pid, signal.SIGKILL)
     with pytest.raises(RuntimeError):

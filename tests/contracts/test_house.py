@@ -1,4 +1,4 @@
-"""The laws of the house that a linter does not know."""
+"""The laws of the house that no linter knows."""
 
 import re
 import subprocess
@@ -8,16 +8,27 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("conf", "rewards", "actors", "learner", "report")
-SOURCES = [*ROOT.glob("*.py"), *(file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))]
+PACKAGES = ("conf", "rewards", "actors", "learner", "epiphany")
+SOURCES = [ROOT / "launch.py", *(file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))]
 
 
-@pytest.mark.parametrize("module", ["actors.types", "actors.engine", "rewards.registry", "conf.schema", "report.table"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "actors.types",
+        "actors.engines.base",
+        "conf.schema",
+        "epiphany",
+        "epiphany.report.table",
+        "launch",
+        "rewards.registry",
+    ],
+)
 def test_light_modules_stay_light(module: str):
     heavy = ("torch", "vllm", "ray", "transformers")
     code = f"import {module}, sys; print([m for m in {heavy!r} if m in sys.modules])"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
-    assert found.strip() == "[]"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]"
 
 
 def importers(pattern: str) -> set[str]:
@@ -25,30 +36,48 @@ def importers(pattern: str) -> set[str]:
 
 
 def test_vllm_and_ray_stay_in_their_rooms():
-    inside = {"actors/vllm_internals.py", "actors/vllm_mends.py", "actors/vllm_ranks.py"}
-    assert importers(r"^\s*(import|from) vllm\b") == {"actors/vllm_engine.py", *inside}
-    assert importers(r"^\s*(import|from) ray\b") == {"actors/ray_runtime.py"}
-    assert importers(r"_adapter_manager|\.engine_core\.engine_core") == inside
+    assert all(file.startswith("actors/engines/vllm/") for file in importers(r"^\s*(import|from) vllm\b"))
+    assert importers(r"^\s*(import|from) ray\b") == {"actors/runtime/ray.py", "actors/runtime/ray_cluster.py"}
 
 
-def test_nothing_imports_the_entry_point():
-    assert importers(r"^\s*(import|from) launch\b") == set()
-    assert importers(r"^\s*(import|from) session\b") == {"launch.py"}
-    assert importers(r"^\s*(import|from) workers\b") == {"session.py"}
+def test_only_the_python_api_imports_the_entry_point():
+    assert importers(r"^\s*(import|from) launch\b") == {"epiphany/__init__.py"}
 
 
 def test_package_files_hold_a_docstring_and_nothing_else():
-    for package in PACKAGES:
-        text = (ROOT / package / "__init__.py").read_text().strip()
-        assert text.startswith('"""') and text.endswith('"""') and text.count('"""') == 2
+    files = [file for file in SOURCES if file.name == "__init__.py" and file.parent != ROOT / "epiphany"]
+    for file in files:
+        text = file.read_text().strip()
+        assert text.startswith('"""') and text.endswith('"""') and text.count('"""') == 2, file
 
 
-def test_no_pickle_and_nothing_swallowed():
-    assert importers(r"\bpickle\b|torch\.load\(") == {"rewards/child.py"}  # whose docstring says why not
-    broad = importers(r"except Exception|except:")
-    assert broad == {"rewards/registry.py"}  # a user's reward may raise anything
+def test_no_pickle_is_loaded():
+    assert importers(r"\bpickle\.load|torch\.load\(|import pickle") == set()
 
 
 def test_files_stay_readable():
-    long = {str(f.relative_to(ROOT)): n for f in SOURCES if (n := len(f.read_text().splitlines())) > 360}
+    long = {str(f.relative_to(ROOT)): n for f in SOURCES if (n := len(f.read_text().splitlines())) > 250}
     assert long == {}
+
+
+def test_the_formatter_has_no_exceptions():
+    files = [*SOURCES, *ROOT.glob("tests/**/*.py"), *ROOT.glob("benchmarks/*.py"), *ROOT.glob("examples/*.py")]
+    switch = "fmt: " + "skip|fmt: " + "off"
+    assert [str(file.relative_to(ROOT)) for file in files if re.search(switch, file.read_text())] == []
+
+
+def test_any_is_rare():
+    """Under 5 in 1,000 lines."""
+    texts = [file.read_text() for file in SOURCES]
+    count = sum(len(re.findall(r"\bAny\b", text)) for text in texts)
+    lines = sum(len(text.splitlines()) for text in texts)
+    assert count < 5 * lines / 1000, f"{count} in {lines} lines"
+
+
+def test_the_life_of_a_rollout_crosses_files_that_exist():
+    """ARCHITECTURE.md lists them."""
+    listed = re.search(r"```life-of-a-rollout\n(.*?)```", (ROOT / "ARCHITECTURE.md").read_text(), re.DOTALL)
+    assert listed is not None
+    files = listed[1].split()
+    assert 8 <= len(files) == len(set(files)) <= 15
+    assert [file for file in files if not (ROOT / file).is_file()] == []

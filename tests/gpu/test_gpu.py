@@ -3,19 +3,24 @@
 import pytest
 import torch
 
-from actors.models import ModelSource, end_of_sequence_ids, load_base_model, load_tokenizer
+from actors.engines.base import EngineOptions
+from actors.models.loading import load_base_model
+from actors.models.lora import LoraArguments
+from actors.models.source import ModelSource
+from actors.models.tokenizer import end_of_sequence_ids, load_tokenizer
 from actors.rollout import RolloutWorker
 from actors.types import Prompt, Sampling
 from benchmarks.common import sample_groups
-from conf.schema import LearnerSettings, LoraSettings
-from learner.attention import NAME, Packing, Segment, _padded, _varlen
-from learner.learner import Learner
-from learner.policy import Policy
-from tests.presets import objective
-from tests.rollouts import scored, table
+from conf.schema import LoraSettings
+from learner.model.attention import NAME, _padded, _varlen
+from learner.model.policy import Policy
+from learner.packing import Packing, Segment
+from tests.helpers.learners import make_learner
+from tests.helpers.presets import algorithm
+from tests.helpers.rollouts import scored, table
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
-LORA = {"rank": 16, "alpha": 32.0, "target_modules": LoraSettings().target_modules}
+LORA: LoraArguments = {"rank": 16, "alpha": 32.0, "target_modules": LoraSettings().target_modules}
 
 
 def test_varlen_equals_padded_attention():
@@ -32,7 +37,8 @@ def test_varlen_equals_padded_attention():
         torch.randn(offset, heads, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True) for heads in (9, 3, 3)
     )
     upstream = torch.randn(offset, 9, 64, device="cuda", dtype=torch.bfloat16)
-    fast, slow = _varlen(q, k, v, None, packing), _padded(q.float(), k.float(), v.float(), None, packing)
+    fast = _varlen(q, k, v, scaling=None, packing=packing)
+    slow = _padded(q.float(), k.float(), v.float(), scaling=None, packing=packing)
     assert ((fast - slow).norm() / slow.norm()) < 1e-2
     fast_gradients = torch.autograd.grad(fast, (q, k, v), upstream)
     slow_gradients = torch.autograd.grad(slow, (q, k, v), upstream.float())
@@ -41,7 +47,7 @@ def test_varlen_equals_padded_attention():
 
 
 def test_engine_and_learner_agree_in_bf16(smollm2: str, capfd: pytest.CaptureFixture[str]):
-    from actors.vllm_engine import VllmEngine, VllmOptions
+    from actors.engines.vllm.engine import VllmEngine
 
     source = ModelSource(smollm2, None, "")
     tokenizer = load_tokenizer(source, chat_template=None, trust_remote_code=False)
@@ -49,12 +55,23 @@ def test_engine_and_learner_agree_in_bf16(smollm2: str, capfd: pytest.CaptureFix
         source, dtype="bfloat16", device="cuda", quantization="none", trust_remote_code=False, attention=NAME
     )
     policy = Policy(base, lora=LORA, seed=0, temperature=1.0, logit_chunk_tokens=4096, gradient_checkpointing=False)
-    learner = Learner(policy, objective(), LearnerSettings(learning_rate=5e-4))
-    options = VllmOptions(
-        model_path=smollm2, revision=None, dtype="bfloat16", quantization="none", device="cuda", threads=8,
-        max_model_len=512, max_num_seqs=64, kv_cache_bytes=1 << 30,
-        enforce_eager=False, per_request_seeds=False, seed=0, trust_remote_code=False,
-    )  # fmt: skip
+    learner = make_learner(policy, algorithm(), learning_rate=5e-4)
+    options = EngineOptions(
+        model_path=smollm2,
+        revision=None,
+        trust_remote_code=False,
+        dtype="bfloat16",
+        quantization="none",
+        device="cuda",
+        threads=8,
+        max_model_len=512,
+        max_num_seqs=64,
+        max_num_batched_tokens=2048,
+        kv_cache_bytes=1 << 30,
+        enforce_eager=False,
+        per_request_seeds=False,
+        seed=0,
+    )
     engine = VllmEngine(
         options, tokenizer, layout=policy.lora.layout, eos_token_ids=end_of_sequence_ids(source, tokenizer)
     )
@@ -73,7 +90,7 @@ def test_engine_and_learner_agree_in_bf16(smollm2: str, capfd: pytest.CaptureFix
     for _ in range(4):
         groups = sample_groups(worker, prompts, Sampling(1.0, 64), 8)
         stats = learner.step(table([scored(g) for g in groups]))
-        means.append((stats.mismatch, stats.mismatch_max))
+        means.append((stats.logprob_gap, stats.logprob_gap_max))
         engine.load_adapter(learner.adapter())
     with capfd.disabled():
         print("\nbf16 mean and max |engine - learner| before each update:", [f"{a:.4f} {b:.3f}" for a, b in means])

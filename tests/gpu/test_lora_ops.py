@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from actors import lora_ops
+from actors.engines.vllm.lora_linear import LoraLayer, lora_linear
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -26,11 +26,11 @@ def test_lora_linear_equals_float64(dtype: torch.dtype, is_nf4: bool, slices: li
     b = torch.randn(outputs, rank, device="cuda", dtype=dtype)
     for rows in (1, 5, 16, 33, 64, 65, 300):
         x = torch.randn(rows, inputs, device="cuda", dtype=dtype)
-        found = lora_ops.lora_linear(x, packed, absmax, bias, a, b, slices)
+        out = lora_linear(x, LoraLayer(packed, absmax, bias, a, b, slices))
         down = (x.double() @ a.double().T).split(rank, dim=1)
         delta = [d @ w.double().T for d, w in zip(down, b.split(slices), strict=True)]
         expected = x.double() @ plain.T + bias.double() + torch.cat(delta, dim=1)
-        assert float((found - expected).norm() / expected.norm()) < 5e-3, rows
+        assert float((out - expected).norm() / expected.norm()) < 5e-3, rows
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -41,8 +41,8 @@ def test_the_kernel_unpacks_the_learners_weights(dtype: torch.dtype):
     packed, state = quantize_4bit(torch.randn(256, 64, device="cuda", dtype=dtype), quant_type="nf4", blocksize=64)
     no_a, no_b = torch.zeros(16, 64, device="cuda", dtype=dtype), torch.zeros(256, 16, device="cuda", dtype=dtype)
     eye = torch.eye(64, device="cuda", dtype=dtype)
-    found = lora_ops.lora_linear(eye, packed, state.absmax, None, no_a, no_b, [256]).T
+    unpacked = lora_linear(eye, LoraLayer(packed, state.absmax, None, no_a, no_b, [256])).T
     expected = dequantize_4bit(packed, state)
     # 16 bits of the table against 24: hardly any product rounds to the other side.
-    assert (found == expected).float().mean() > 0.99
-    torch.testing.assert_close(found, expected, atol=0, rtol=1e-2)
+    assert (unpacked == expected).float().mean() > 0.99
+    torch.testing.assert_close(unpacked, expected, atol=0, rtol=1e-2)

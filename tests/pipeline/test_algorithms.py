@@ -6,14 +6,14 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from learner.objectives import OBJECTIVES
-from tests.pipeline.runs import ROOT, assert_bit_equal, kill_after, launch, overrides, rows, trained_ordinals
+from learner.algorithms.table import ALGORITHMS
+from tests.helpers.runs import ROOT, assert_bit_equal, kill_after, launch, overrides, rows, trained_ordinals
 
-ROUGH = f"reward.terms=[{{fn: '{ROOT}/tests/pipeline/letters.py:roughly'}}]"
+ROUGH = f"reward.terms=[{{fn: '{ROOT}/tests/helpers/letters.py:roughly'}}]"
 STEPS = 40
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", ALGORITHMS)
 def test_each_algorithm_runs(tiny_model: Path, tmp_path: Path, name: str):
     folder = tmp_path / "run"
     launch(overrides(tiny_model, folder, f"algorithm={name}", "algorithm.minibatches=2", "run.steps=2"))
@@ -43,16 +43,24 @@ def test_flat_groups_are_sampled_again_within_bounds(tiny_model: Path, tmp_path:
             flat += 1
             assert row["resampled"] == 4
     assert sum(row["resampled"] for row in metrics) > 4
-    assert metrics[-1]["given_up"] == sum(row["resampled"] for row in metrics)
+    assert metrics[-1]["dropped"] == sum(row["resampled"] for row in metrics)
     ordinals = trained_ordinals(folder, 8)
     assert len(ordinals) == len(set(ordinals)) == 16 and ordinals != list(range(16))
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", ["dapo", "ppo"])
 def test_killed_at_random_moments_the_run_ends_bit_equal(tiny_model: Path, tmp_path: Path, name: str):
     """What was sampled in vain, and what the critic has learned, survive kill -9."""
-    reward = ROUGH if name == "dapo" else "algorithm.critic_warmup_steps=2"
-    more = (reward, f"algorithm={name}", "algorithm.minibatches=2", f"run.steps={STEPS}", "run.checkpoint_every=3", "evaluation.samples=0")  # fmt: skip
+    reward = ROUGH if name == "dapo" else "algorithm.ppo.critic_warmup_steps=2"
+    more = (
+        reward,
+        f"algorithm={name}",
+        "algorithm.minibatches=2",
+        f"run.steps={STEPS}",
+        "run.checkpoint_every=3",
+        "evaluation.samples=0",
+    )
     launch(overrides(tiny_model, tmp_path / "whole", *more))
     folder, draw = tmp_path / "killed", random.Random(0)
     arguments = overrides(tiny_model, folder, *more)

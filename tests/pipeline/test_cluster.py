@@ -10,14 +10,16 @@ from typing import Any
 import psutil
 import pytest
 
-from actors import ray_runtime
-from actors.pipeline import Limits, Pipeline
-from actors.ray_runtime import RayRuntime, Resources
-from actors.replay import Replay
+from actors.pipeline import Pipeline
+from actors.replay.queue import Replay
+from actors.runtime import ray as ray_runtime
+from actors.runtime.ray import RayRuntime
+from actors.runtime.ray_cluster import Resources, local_versions
+from actors.runtime.supervisor import Supervisor, Timeouts
 from actors.types import Prompt, Sampling
 from conf.errors import UsageError
-from tests.pipeline import crew
-from tests.pipeline.runs import launch, overrides, wait_for
+from tests.helpers import ray_workers
+from tests.helpers.runs import launch, overrides, wait_for
 
 SAMPLES = 4
 
@@ -56,12 +58,13 @@ def test_a_machine_is_lost_and_another_joins(runtime: RayRuntime, machines: Any,
         {"rollout": Resources(2, 1.0), "reward": Resources(1, 0.1), "replay": Resources(1, 0.1, with_driver=True)}, 30.0
     )
     notes: list[str] = []
-    pipeline = Pipeline(runtime, limits=Limits(60.0, 10.0, losses=3), note=notes.append)
-    pipeline.start("reward", 1, lambda name: partial(crew.reward, tmp_path, name))
-    pipeline.start("rollout", 2, lambda name: partial(crew.rollout, tmp_path, name))
-    pipeline.start("replay", 1, lambda name: partial(crew.replay, tmp_path, name))
-    wait_for(lambda: len(crew.pids(tmp_path, "rollout")) == 2)
-    places = {name: machine_of(pid, machines) for name, pid in crew.pids(tmp_path, "rollout").items()}
+    supervisor = Supervisor(runtime, timeouts=Timeouts(60.0, 10.0, max_restarts=3), note=notes.append)
+    pipeline = Pipeline(supervisor)
+    supervisor.start("reward", 1, lambda name: partial(ray_workers.reward, tmp_path, name))
+    supervisor.start("rollout", 2, lambda name: partial(ray_workers.rollout, tmp_path, name))
+    supervisor.start("replay", 1, lambda name: partial(ray_workers.replay, tmp_path, name))
+    wait_for(lambda: len(ray_workers.pids(tmp_path, "rollout")) == 2)
+    places = {name: machine_of(pid, machines) for name, pid in ray_workers.pids(tmp_path, "rollout").items()}
     ((lost, machine),) = [(name, node) for name, node in places.items() if node is not machines.head_node]
 
     accepted: list[int] = []
@@ -71,7 +74,7 @@ def test_a_machine_is_lost_and_another_joins(runtime: RayRuntime, machines: Any,
         pipeline.dispatch(prompts, Sampling(1.0, 6), SAMPLES)
         deadline = time.monotonic() + 60
         while not until():
-            accepted.extend(v.ordinal for v in pipeline.work(seconds=0.1) if v.accepted)
+            accepted.extend(v.ordinal for v in pipeline.poll(seconds=0.1) if v.accepted)
             assert time.monotonic() < deadline, (accepted, notes)
 
     sample(range(60), lambda: len(accepted) >= 5)
@@ -79,18 +82,19 @@ def test_a_machine_is_lost_and_another_joins(runtime: RayRuntime, machines: Any,
     sample(range(60, 80), lambda: len(accepted) >= 50)
     machines.add_node(num_cpus=1)
     sample(range(80, 100), lambda: len(accepted) >= 100)
-    sample(range(0), lambda: any(name.startswith(f"{lost}#") for name in crew.pids(tmp_path, "rollout")))
+    sample(range(0), lambda: any(name.startswith(f"{lost}#") for name in ray_workers.pids(tmp_path, "rollout")))
     assert sorted(accepted) == list(range(100))
-    rows = pipeline.patiently(lambda: pipeline.one("replay").submit(Replay.batch, list(range(100)), 0, 0).result())
+    replay = supervisor.slot("replay")
+    rows = supervisor.retry_on_worker_loss(lambda: replay.submit(Replay.batch, list(range(100)), 0, 0).result())
     assert rows.column("sample").to_pylist() == list(range(SAMPLES)) * 100
     assert any(note.startswith(f"lost {lost} ") for note in notes)
-    pipeline.close()
+    supervisor.close()
 
 
 def test_a_machine_with_other_versions_is_named(runtime: RayRuntime, monkeypatch: pytest.MonkeyPatch):
     runtime.reserve({"reward": Resources(1, 0.1)}, 30.0)
-    versions = ray_runtime._versions()
-    monkeypatch.setattr(ray_runtime, "_versions", lambda: versions | {"torch": "0.1"})
+    versions = local_versions() | {"torch": "0.1"}
+    monkeypatch.setattr(ray_runtime, "local_versions", lambda: versions)
     worker = runtime.start("reward", dict, name="reward-0")
     with pytest.raises(UsageError, match=r"has torch \S+, the driver 0.1: install the same on every machine$"):
         worker.submit(dict.copy).result()
@@ -116,9 +120,9 @@ def test_a_reward_that_workers_cannot_import_is_named(tiny_model: Path, tmp_path
 
 def test_a_run_folder_that_machines_do_not_share_is_refused(tiny_model: Path, tmp_path: Path):
     from conf.schema import Settings
-    from learner.ranks import Ranks
-    from workers import make_learner
+    from epiphany.assembly import make_learner
+    from learner.parallel.data_parallel import DataParallel
 
     (tmp_path / "lock").write_text("1\n")
     with pytest.raises(UsageError, match=rf"is another place for the learner on {os.uname().nodename}: choose one"):
-        make_learner(Settings(), tmp_path / "checkpoints", "2\n", Ranks())
+        make_learner(Settings(), tmp_path / "checkpoints", "2\n", DataParallel())

@@ -4,16 +4,18 @@ import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
-from tests.pipeline import faults
-from tests.pipeline.runs import Launched, overrides, rows, steps_of, trained_ordinals, wait_for
+from tests.helpers import faults
+from tests.helpers.processes import name_of, ray_processes
+from tests.helpers.runs import Launched, overrides, rows, steps_of, trained_ordinals, wait_for
+
+WORKERS = ("ray::Rollout", "ray::Reward", "ray::Replay", "ray::Recorder", "ray::Learner")
 
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    """A cluster that outlives its drivers."""
+    """A cluster that outlives its drivers; its processes are descendants of this one."""
     from ray.cluster_utils import Cluster
 
     found = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": False})
@@ -23,7 +25,7 @@ def address() -> Iterator[str]:
 
 @pytest.fixture
 def run(address: str, tiny_model: Path, tmp_path: Path) -> Iterator[Callable]:
-    """Starts the run in `<tmp_path>/run`, or goes on with it; no worker of it is left."""
+    """Starts the run in `<tmp_path>/run`, or resumes it; no worker of it is left."""
 
     def start(*more: str, prepare: Callable[[], None] | None = None) -> Launched:
         settings = (
@@ -36,17 +38,14 @@ def run(address: str, tiny_model: Path, tmp_path: Path) -> Iterator[Callable]:
         return Launched(overrides(tiny_model, tmp_path / "run", *settings), tmp_path / "log", prepare)
 
     yield start
-    wait_for(lambda: not workers())
-
-
-def workers() -> list[str]:
-    """Of Ray's processes, those at work for a run."""
-    kinds = ("ray::Rollout", "ray::Reward", "ray::Replay", "ray::Recorder", "ray::Learner")
-    return [p.info["name"] for p in psutil.process_iter(["name"]) if (p.info["name"] or "").startswith(kinds)]
+    wait_for(lambda: not [p for p in ray_processes() if name_of(p).startswith(WORKERS)])
 
 
 def test_a_learner_ends_at_the_worst_places(run: Callable, tmp_path: Path):
-    folder, settings = tmp_path / "run", ("run.steps=20", "run.checkpoint_every=2", "runtime.learner_seconds=15")
+    folder, settings = (
+        tmp_path / "run",
+        ("run.steps=20", "run.checkpoint_every=2", "runtime.learner_timeout_seconds=15"),
+    )
     for place in faults.PLACES:
         running, done = run(*settings, prepare=faults.install), steps_of(folder)
         wait_for(lambda done=done: steps_of(folder) > done, seconds=120)
@@ -70,7 +69,7 @@ def test_a_learner_that_dies_while_the_run_starts_ends_it_with_a_sentence(run: C
 
 
 @pytest.mark.parametrize(
-    ("seed", "kills"), [(0, 2), *(pytest.param(seed, 5, marks=pytest.mark.soak) for seed in range(1, 5))]
+    ("seed", "kills"), [(0, 2), *(pytest.param(seed, 5, marks=pytest.mark.nightly) for seed in range(1, 5))]
 )
 def test_the_driver_dies_at_random_steps(seed: int, kills: int, run: Callable, tmp_path: Path):
     folder, draw, met = tmp_path / "run", random.Random(seed), []

@@ -4,14 +4,13 @@ import importlib
 import os
 from collections import defaultdict
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 
-from conf.schema import AlgorithmSettings
-from learner.objectives import OBJECTIVES, Objective
-from learner.terms import Scored, Survey, TokenTerms
+from learner.algorithms.base import Algorithm, LossInputs, OldLogprobs
+from tests.helpers.presets import default_algorithm
+from tests.helpers.rewarded import rewarded_batch
 
 os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
 trl = importlib.import_module("trl")
@@ -58,45 +57,69 @@ def padded(values_A: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.pad(rows, (0, 5 - rows.shape[1]))
 
 
-def ours(name: str, rewards: torch.Tensor = REWARDS, **changed: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def learned(algorithm: Algorithm, *, old: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Loss and gradient of an algorithm on all of it, in one micro-batch."""
-    settings = AlgorithmSettings(name=name, **changed)
-    objective: Objective = OBJECTIVES[name](settings, max_tokens=MAX_TOKENS, term_weights={})
-    batch = Scored(rewards, GROUPS, LENGTHS, torch.zeros(8, dtype=torch.bool))
-    prepared = objective.prepare(batch, Survey(OLD, REFERENCE))
-    order = torch.cat([(row == ROWS).nonzero()[:, 0] for unit in prepared.units for row in unit])
+    batch = rewarded_batch(REWARDS, GROUPS, LENGTHS)
+    prepared = algorithm.prepare(batch, OldLogprobs(old, REFERENCE))
+    order = torch.cat([(row == ROWS).nonzero()[:, 0] for unit in prepared.pack_units for row in unit])
     policy = POLICY.clone().requires_grad_()
-    terms = TokenTerms(
-        ROWS[order], prepared.advantages_A[order], objective.weights(batch, prepared.used_N)[ROWS[order]].double(), BEHAVIOR[order],
-        OLD[order], REFERENCE[order] if objective.needs_reference else None,
-    )  # fmt: skip
-    loss = objective.loss(terms, policy[order])
+    inputs = LossInputs(
+        rows_T=ROWS[order],
+        advantages_T=prepared.advantages_A[order],
+        weights_T=algorithm.weights(batch, prepared.counted_N)[ROWS[order]].double(),
+        behavior_logprobs_T=BEHAVIOR[order],
+        policy_logprobs_T=policy[order],
+        old_logprobs_T=old[order],
+        reference_logprobs_T=REFERENCE[order] if algorithm.reference_in_loss else None,
+    )
+    loss = algorithm.loss(inputs)
     loss.backward()
     return loss.detach(), policy.grad
 
 
-def stub(policy: torch.Tensor, **attributes: Any) -> Any:
+def ours(name: str, **changed: object) -> tuple[torch.Tensor, torch.Tensor]:
+    return learned(default_algorithm(name, max_tokens=MAX_TOKENS, **changed), old=OLD)
+
+
+def stub(policy: torch.Tensor, **attributes: object) -> SimpleNamespace:
     """What TRL's _compute_loss reads of its trainer."""
     defaults = {
         "_get_per_token_logps_and_entropies": lambda *_, **__: (policy, torch.zeros_like(policy), None),
-        "aux_loss_enabled": False, "top_entropy_quantile": 1.0, "off_policy_mask_threshold": None,
-        "importance_sampling_level": "token", "beta": 0.0, "epsilon_low": 0.2, "epsilon_high": 0.2, "use_vllm": False,
-        "vllm_importance_sampling_correction": True, "model": SimpleNamespace(training=True),
-        "current_gradient_accumulation_steps": 1, "max_completion_length": MAX_TOKENS, "accelerator": OneProcess(),
-        "_metrics": defaultdict(lambda: defaultdict(list)), "_entropy_bonus_enabled": False,
+        "aux_loss_enabled": False,
+        "top_entropy_quantile": 1.0,
+        "off_policy_mask_threshold": None,
+        "importance_sampling_level": "token",
+        "beta": 0.0,
+        "epsilon_low": 0.2,
+        "epsilon_high": 0.2,
+        "use_vllm": False,
+        "vllm_importance_sampling_correction": True,
+        "model": SimpleNamespace(training=True),
+        "current_gradient_accumulation_steps": 1,
+        "max_completion_length": MAX_TOKENS,
+        "accelerator": OneProcess(),
+        "_metrics": defaultdict(lambda: defaultdict(list)),
+        "_entropy_bonus_enabled": False,
         "args": SimpleNamespace(use_bias_correction_kl=False, delta=None, steps_per_generation=1),
-    }  # fmt: skip
+    }
     return SimpleNamespace(**(defaults | attributes))
 
 
-def theirs(loss_type: str, advantages: torch.Tensor, importance: torch.Tensor | None = None, **attributes: Any):
+def theirs(
+    loss_type: str, advantages: torch.Tensor, importance: torch.Tensor | None = None, **attributes: object
+) -> tuple[torch.Tensor, torch.Tensor]:
     policy = padded(POLICY).requires_grad_()
     mask = padded(torch.ones(TOKENS, dtype=torch.float64))
     inputs = {
-        "prompt_ids": torch.zeros(8, 1), "prompt_mask": torch.ones(8, 1), "completion_ids": torch.zeros(8, 5),
-        "completion_mask": mask, "advantages": advantages, "old_per_token_logps": padded(OLD),
-        "ref_per_token_logps": padded(REFERENCE), "num_items_in_batch": mask.sum(),
-    }  # fmt: skip
+        "prompt_ids": torch.zeros(8, 1),
+        "prompt_mask": torch.ones(8, 1),
+        "completion_ids": torch.zeros(8, 5),
+        "completion_mask": mask,
+        "advantages": advantages,
+        "old_per_token_logps": padded(OLD),
+        "ref_per_token_logps": padded(REFERENCE),
+        "num_items_in_batch": mask.sum(),
+    }
     if importance is not None:
         inputs["importance_sampling_ratio"] = importance
         attributes["use_vllm"] = True
@@ -107,17 +130,20 @@ def theirs(loss_type: str, advantages: torch.Tensor, importance: torch.Tensor | 
 
 def group_advantages(scale: bool = True) -> torch.Tensor:
     rewards = REWARDS.view(2, 4)
-    centred = rewards - rewards.mean(1, keepdim=True)
-    return (centred / (rewards.std(1, keepdim=True) + 1e-4) if scale else centred).flatten()
+    centered = rewards - rewards.mean(1, keepdim=True)
+    return (centered / (rewards.std(1, keepdim=True) + 1e-4) if scale else centered).flatten()
 
 
-def assert_same(found: Any, expected: Any) -> None:
+Result = tuple[torch.Tensor, torch.Tensor]  # loss and gradient
+
+
+def assert_same(result: Result, expected: Result) -> None:
     assert expected[1].abs().max() > 1e-3
-    torch.testing.assert_close(found[0], expected[0], atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(found[1], expected[1], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(result[0], expected[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(result[1], expected[1], atol=1e-5, rtol=1e-5)
 
 
-PLAIN = {"importance_cap": None}
+PLAIN = {"importance_sampling_cap": None}
 
 
 def test_grpo_is_trls():
@@ -125,9 +151,9 @@ def test_grpo_is_trls():
 
 
 def test_grpo_with_kl_and_a_two_sided_clip_is_trls():
-    found = ours("grpo", kl_coefficient=0.1, clip_most=1.5, clip_high=0.28, **PLAIN)
+    result = ours("grpo", kl_coefficient=0.1, dual_clip=1.5, clip_high=0.28, **PLAIN)
     args = SimpleNamespace(use_bias_correction_kl=False, delta=1.5, steps_per_generation=1)
-    assert_same(found, theirs("grpo", group_advantages(), beta=0.1, epsilon_high=0.28, args=args))
+    assert_same(result, theirs("grpo", group_advantages(), beta=0.1, epsilon_high=0.28, args=args))
 
 
 @pytest.mark.parametrize("level", ["token", "sequence"])
@@ -136,8 +162,8 @@ def test_importance_weights_are_trls(level: str, mode: str):
     difference = padded(OLD - BEHAVIOR)
     ratio = (difference.sum(1, keepdim=True) if level == "sequence" else difference).exp()
     ratio = ratio.clamp(max=2.0) if mode == "truncate" else ratio.masked_fill(ratio > 2.0, 0.0)
-    found = ours("grpo", importance_cap=2.0, importance_level=level, importance_mode=mode)
-    assert_same(found, theirs("grpo", group_advantages(), importance=ratio))
+    result = ours("grpo", importance_sampling_cap=2.0, importance_sampling_level=level, importance_sampling_mode=mode)
+    assert_same(result, theirs("grpo", group_advantages(), importance=ratio))
 
 
 def test_dr_grpo_is_trls():
@@ -150,10 +176,10 @@ def test_dapo_is_trls():
 
 def test_gspo_is_trls():
     clip = {"clip_low": 0.05, "clip_high": 0.08}
-    found = theirs(
+    expected = theirs(
         "grpo", group_advantages(), importance_sampling_level="sequence", epsilon_low=0.05, epsilon_high=0.08
     )
-    assert_same(ours("gspo", **clip, **PLAIN), found)
+    assert_same(ours("gspo", **clip, **PLAIN), expected)
 
 
 def test_cispo_is_trls():
@@ -170,23 +196,21 @@ def test_rloo_on_policy_has_trls_gradient():
     rewards = REWARDS - 0.05 * torch.zeros(8, dtype=torch.float64).index_add(0, ROWS, POLICY - REFERENCE)
     advantages = (rewards.view(2, 4) - (rewards.view(2, 4).sum(1, keepdim=True) - rewards.view(2, 4)) / 3).flatten()
     inputs = {
-        "prompt_ids": torch.zeros(8, 1), "prompt_mask": torch.ones(8, 1), "completion_ids": torch.zeros(8, 5),
-        "completion_mask": mask, "advantages": advantages, "old_logps": padded(POLICY).sum(1),
-    }  # fmt: skip
+        "prompt_ids": torch.zeros(8, 1),
+        "prompt_mask": torch.ones(8, 1),
+        "completion_ids": torch.zeros(8, 5),
+        "completion_mask": mask,
+        "advantages": advantages,
+        "old_logps": padded(POLICY).sum(1),
+    }
     trl.RLOOTrainer._compute_loss(stub(policy), None, inputs).backward()
     expected = torch.cat([row[:n] for row, n in zip(policy.grad, LENGTHS, strict=True)])
 
-    objective = OBJECTIVES["rloo"](
-        AlgorithmSettings(name="rloo", kl_coefficient=0.05, kl_estimator="k1", kl_in="reward", importance_cap=None),
-        max_tokens=MAX_TOKENS, term_weights={},
-    )  # fmt: skip
-    batch = Scored(REWARDS, GROUPS, LENGTHS, torch.zeros(8, dtype=torch.bool))
-    prepared = objective.prepare(batch, Survey(POLICY, REFERENCE))
-    mine = POLICY.clone().requires_grad_()
-    weights = objective.weights(batch, prepared.used_N)[ROWS].double()
-    objective.loss(TokenTerms(ROWS, prepared.advantages_A, weights, BEHAVIOR), mine).backward()
+    kl = {"kl_coefficient": 0.05, "kl_estimator": "k1", "kl_placement": "reward"}
+    rloo = default_algorithm("rloo", max_tokens=MAX_TOKENS, importance_sampling_cap=None, **kl)
+    _, gradient = learned(rloo, old=POLICY)
     assert expected.abs().max() > 1e-3
-    torch.testing.assert_close(mine.grad, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(gradient, expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["sigmoid", "ipo"])
@@ -201,15 +225,28 @@ def test_online_dpo_is_trls(kind: str):
     model = SimpleNamespace(train=lambda: None, which="policy")
     trainer = SimpleNamespace(
         args=SimpleNamespace(
-            use_vllm=False, missing_eos_penalty=None, loss_type=kind, torch_empty_cache_steps=None, optim=None, n_gpu=1,
+            use_vllm=False,
+            missing_eos_penalty=None,
+            loss_type=kind,
+            torch_empty_cache_steps=None,
+            optim=None,
+            n_gpu=1,
             gradient_accumulation_steps=1,
         ),
         _generate=lambda *_: (torch.zeros(2, 1), torch.ones(2, 1), torch.zeros(4, 5, dtype=torch.long), mask[rows]),
         _forward=lambda which, *_: (reference if which == "reference" else policy)[rows],
-        _calculate_rewards_from_functions=lambda **_: REWARDS[rows], reward_funcs=[None], ref_model="reference",
-        eos_token_ids=[1], is_vision_model=False, accelerator=OneProcess(), stats=defaultdict(list), beta=0.1, model=model,
-        processing_class=SimpleNamespace(batch_decode=lambda ids, **_: ["x"] * len(ids)), state=SimpleNamespace(global_step=1),
-    )  # fmt: skip
+        _calculate_rewards_from_functions=lambda **_: REWARDS[rows],
+        reward_funcs=[None],
+        ref_model="reference",
+        eos_token_ids=[1],
+        is_vision_model=False,
+        accelerator=OneProcess(),
+        stats=defaultdict(list),
+        beta=0.1,
+        model=model,
+        processing_class=SimpleNamespace(batch_decode=lambda ids, **_: ["x"] * len(ids)),
+        state=SimpleNamespace(global_step=1),
+    )
     loss = OnlineDPOTrainer.training_step(trainer, model, {"prompt": ["a", "b"]})
     gradient = torch.cat([row[:n] for row, n in zip(policy.grad, LENGTHS, strict=True)])
     assert_same(ours("online_dpo", preference_loss=kind, beta=0.1), (loss, gradient))

@@ -11,9 +11,9 @@ def test_hands_out_in_order_and_moves_the_frontier():
     ledger = Ledger()
     assert ledger.next(3, version=0) == [0, 1, 2]
     ledger.finish([1])
-    assert ledger.frontier == 0
-    ledger.finish([0], given_up=True)
-    assert (ledger.frontier, ledger.given_up) == (2, 1)
+    assert ledger.low_watermark == 0
+    ledger.finish([0], dropped=True)
+    assert (ledger.low_watermark, ledger.dropped) == (2, 1)
     assert ledger.next(2, version=1) == [3, 4]
     assert ledger.oldest_version(besides=[2]) == 1
     assert ledger.oldest_version(besides=[]) == 0
@@ -32,12 +32,13 @@ def test_every_ordinal_is_trained_exactly_once_whatever_the_order_and_the_resume
     ledger, trained = Ledger(), []
     for _ in range(12):
         ledger.next(data.draw(st.integers(0, 4)), version=0)
-        done = data.draw(st.lists(st.sampled_from(sorted(ledger.open)), unique=True)) if ledger.open else []
+        in_flight = sorted(ledger.in_flight)
+        done = data.draw(st.lists(st.sampled_from(in_flight), unique=True)) if in_flight else []
         ledger.finish(done)
         trained += done
         if data.draw(st.booleans()):
             ledger = Ledger.restore(ledger.state())
     assert len(trained) == len(set(trained))
-    assert all(ordinal in trained for ordinal in range(ledger.frontier))
+    assert all(ordinal in trained for ordinal in range(ledger.low_watermark))
     again = ledger.next(1, version=0)[0]
     assert again not in trained

@@ -3,25 +3,28 @@
 import pytest
 import torch
 
-from learner.logprobs import token_logprobs
+from learner.model.logprobs import token_logprobs
 
 
-@pytest.mark.parametrize("moves", [False, True])
+@pytest.mark.parametrize("entropy_requires_grad", [False, True])
 @pytest.mark.parametrize("chunk", [1, 3, 100])
-def test_equals_the_full_log_softmax(chunk: int, moves: bool):
-    """And with `moves`, gradients flow through the entropy, too."""
+def test_equals_the_full_log_softmax(chunk: int, entropy_requires_grad: bool):
+    """With `entropy_requires_grad`, gradients flow through the entropy, too."""
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(7, 5, generator=generator, requires_grad=True)
     head = torch.randn(11, 5, generator=generator)
     targets = torch.randint(11, (7,), generator=generator)
-    upstream, of_entropy = torch.randn(7, generator=generator), torch.randn(7, generator=generator) * moves
+    upstream = torch.randn(7, generator=generator)
+    entropy_upstream = torch.randn(7, generator=generator) * entropy_requires_grad
 
     full = (hidden @ head.T / 0.7).log_softmax(-1)
     full_entropy = -(full.exp() * full).sum(-1)
-    expected = (full[range(7), targets] * upstream + full_entropy * of_entropy).sum()
+    expected = (full[range(7), targets] * upstream + full_entropy * entropy_upstream).sum()
     (expected_gradient,) = torch.autograd.grad(expected, hidden, retain_graph=True)
-    logprobs, entropy = token_logprobs(hidden, head, targets, temperature=0.7, chunk=chunk, entropy_moves=moves)
-    (gradient,) = torch.autograd.grad((logprobs * upstream + entropy * of_entropy).sum(), hidden)
+    logprobs, entropy = token_logprobs(
+        hidden, head, targets, temperature=0.7, chunk=chunk, entropy_requires_grad=entropy_requires_grad
+    )
+    (gradient,) = torch.autograd.grad((logprobs * upstream + entropy * entropy_upstream).sum(), hidden)
 
     torch.testing.assert_close(logprobs, full[range(7), targets])
     torch.testing.assert_close(entropy, full_entropy)

@@ -10,31 +10,22 @@ from accelerate import init_empty_weights
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from actors.models import ModelError, ModelSource, _move, check_checkpoint, check_finite, fingerprint, load_base_model
-from actors.shared import build_skeleton
-from learner.attention import NAME, check_attention
-from learner.policy import check_logits
+from actors.models.loading import check_checkpoint, check_finite, checkpoint_quantization, fingerprint, load_base_model
+from actors.models.source import ModelError, ModelSource
+from actors.models.weight_sharing import build_meta_model
+from learner.model.attention import NAME, packed_attention
+from learner.model.supported import check_attention, check_logits
+from learner.packing import Packing, Segment
 
 SMALL = {
-    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 8,
-}  # fmt: skip
-
-
-def test_of_two_processes_that_convert_a_model_the_slower_takes_the_others(tmp_path: Path):
-    for name in ("first", "second"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "config.json").write_text(name)
-        _move(tmp_path / name, tmp_path / "model")
-    assert (tmp_path / "model" / "config.json").read_text() == "first"
-
-
-def test_a_model_whose_place_is_taken_by_something_else_is_an_error(tmp_path: Path):
-    for name in ("scratch", "model"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "something").touch()
-    with pytest.raises(OSError):
-        _move(tmp_path / "scratch", tmp_path / "model")
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+}
 
 
 def changed(model: Path, folder: Path, change: Any) -> ModelSource:
@@ -47,7 +38,7 @@ def changed(model: Path, folder: Path, change: Any) -> ModelSource:
 
 
 def check(source: ModelSource) -> None:
-    model = build_skeleton(source, dtype="float32", trust_remote_code=False)
+    model = build_meta_model(source, dtype="float32", trust_remote_code=False)
     check_checkpoint(source, model, trust_remote_code=False)
 
 
@@ -70,8 +61,19 @@ def test_a_checkpoint_that_is_cut_short_is_refused(tiny_model: Path, tmp_path: P
     shutil.copytree(tiny_model, tmp_path / "model")
     file = tmp_path / "model" / "model.safetensors"
     file.write_bytes(file.read_bytes()[:5000])
+    source = ModelSource(str(tmp_path / "model"), None, "")
     with pytest.raises(ModelError, match="cannot be read"):
-        check(ModelSource(str(tmp_path / "model"), None, ""))
+        check(source)
+    with pytest.raises(ModelError, match="cannot be read"):
+        load_base_model(source, dtype="float32", device="cpu", quantization="none", trust_remote_code=False)
+
+
+def test_a_configuration_that_is_no_json_or_of_an_unknown_model_is_refused(tiny_model: Path, tmp_path: Path):
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    for text in ("{", '{"model_type": "nosuch"}'):
+        (folder / "config.json").write_text(text)
+        with pytest.raises(ModelError, match="cannot be read"):
+            checkpoint_quantization(ModelSource(str(folder), None, ""))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -100,7 +102,7 @@ def test_the_fingerprint_tells_other_weights_behind_the_same_path(tiny_model: Pa
     assert fingerprint(changed(tiny_model, tmp_path / "model", move)) != fingerprint(source)
 
 
-def skeleton(kind: str, **more: Any) -> PreTrainedModel:
+def meta_model(kind: str, **more: Any) -> PreTrainedModel:
     config = AutoConfig.for_model(kind, **{**SMALL, "pad_token_id": 0, **more})
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(config, attn_implementation=NAME, dtype=torch.bfloat16)
@@ -111,12 +113,20 @@ def skeleton(kind: str, **more: Any) -> PreTrainedModel:
 @pytest.mark.parametrize(
     ("kind", "more"),
     [
-        ("llama", {}), ("qwen2", {}), ("qwen3", {}), ("phi3", {}), ("smollm3", {}), ("olmo2", {}), ("glm4", {}),
-        ("mistral", {"sliding_window": None}), ("mistral", {"sliding_window": 100}), ("gemma3_text", {"sliding_window": 100}),
+        ("llama", {}),
+        ("qwen2", {}),
+        ("qwen3", {}),
+        ("phi3", {}),
+        ("smollm3", {}),
+        ("olmo2", {}),
+        ("glm4", {}),
+        ("mistral", {"sliding_window": None}),
+        ("mistral", {"sliding_window": 100}),
+        ("gemma3_text", {"sliding_window": 100}),
     ],
-)  # fmt: skip
+)
 def test_models_whose_attention_is_computed_pass(kind: str, more: dict[str, Any]):
-    model = skeleton(kind, **more)
+    model = meta_model(kind, **more)
     check_attention(model, longest=100)
     check_logits(model)
 
@@ -133,18 +143,16 @@ def test_models_whose_attention_is_computed_pass(kind: str, more: dict[str, Any]
 )
 def test_attention_that_is_not_computed_is_refused(kind: str, more: dict[str, Any], message: str):
     with pytest.raises(ModelError, match=message):
-        check_attention(skeleton(kind, **more), longest=100)
+        check_attention(meta_model(kind, **more), longest=100)
 
 
 def test_attention_that_was_not_seen_at_the_start_is_refused_when_it_comes():
-    import learner.attention as attention
-
     values = torch.zeros(1, 1, 2, 8)
-    packing = attention.Packing([attention.Segment(0, 2)], "cpu")
-    attention.packed_attention(torch.nn.Module(), values, values, values, None, packing=packing, sliding_window=2)
+    packing = Packing([Segment(0, 2)], "cpu")
+    packed_attention(torch.nn.Module(), values, values, values, None, packing=packing, sliding_window=2)
     for keyword in ({"sliding_window": 1}, {"softcap": 30.0}, {"s_aux": torch.zeros(1)}, {"new_in_2027": True}):
         with pytest.raises(ModelError, match=f"does not compute {next(iter(keyword))}"):
-            attention.packed_attention(torch.nn.Module(), values, values, values, None, packing=packing, **keyword)
+            packed_attention(torch.nn.Module(), values, values, values, None, packing=packing, **keyword)
 
 
 @pytest.mark.parametrize(
@@ -157,6 +165,6 @@ def test_attention_that_was_not_seen_at_the_start_is_refused_when_it_comes():
     ],
 )
 def test_logits_that_are_changed_after_the_head_are_refused(kind: str, more: dict[str, Any]):
-    model = skeleton(kind, **more)
+    model = meta_model(kind, **more)
     with pytest.raises(ModelError, match=f"changes its logits .{next(iter(more)) if kind != 'gemma3' else 'final'}"):
         check_logits(model)

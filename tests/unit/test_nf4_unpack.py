@@ -6,11 +6,11 @@ import struct
 
 from bitsandbytes.functional import get_4bit_type
 
-from actors.nf4_unpack import unpack_ptx
+from actors.engines.vllm.nf4_unpack import unpack_ptx
 
 
 def prmt(a: int, b: int, selector: int) -> int:
-    """PTX ISA, prmt: each nibble of the selector picks a byte of b:a; its fourth bit spreads that byte's sign."""
+    """PTX ISA, prmt: each nibble of the selector picks a byte of b:a, or (fourth bit) copies that byte's sign."""
     pool = [(x >> (8 * i)) & 0xFF for x in (a, b) for i in range(4)]
     result = 0
     for i in range(4):
@@ -26,13 +26,18 @@ def lop3(a: int, b: int, c: int, table: int) -> int:
 
 
 OPERATIONS = {
-    "prmt": prmt, "lop3": lop3, "and": lambda a, b: a & b, "or": lambda a, b: a | b, "mov": lambda a: a,
-    "shr": lambda a, n: a >> n, "shl": lambda a, n: (a << n) & 0xFFFFFFFF,
-}  # fmt: skip
+    "prmt": prmt,
+    "lop3": lop3,
+    "and": lambda a, b: a & b,
+    "or": lambda a, b: a | b,
+    "mov": lambda a: a,
+    "shr": lambda a, n: a >> n,
+    "shl": lambda a, n: (a << n) & 0xFFFFFFFF,
+}
 
 
 def run(packed: int) -> list[float]:
-    """What the kernel makes of four bytes: their high halves, then their low halves."""
+    """The numbers that the kernel unpacks from four bytes: of their high halves, then of their low halves."""
     registers = {"$8": packed}
     for name, operands in re.findall(r"(\w+)\.b32 ([^;]+);", unpack_ptx().split(";", 1)[1]):
         target, *sources = (word.strip() for word in operands.split(","))
@@ -47,7 +52,7 @@ def test_every_byte_becomes_its_two_values():
     order = [*range(256), *(draw.randrange(256) for _ in range(256))]
     for i in range(0, len(order), 4):
         four = order[i : i + 4]
-        found = run(sum(byte << (8 * j) for j, byte in enumerate(four)))
+        unpacked = run(sum(byte << (8 * j) for j, byte in enumerate(four)))
         expected = [table[byte >> 4] for byte in four] + [table[byte & 15] for byte in four]
         # 16 bits of the mantissa hold the table far closer than the bfloat16 that a product is rounded to.
-        assert all(abs(a - b) <= 2**-15 * abs(b) for a, b in zip(found, expected, strict=True))
+        assert all(abs(a - b) <= 2**-15 * abs(b) for a, b in zip(unpacked, expected, strict=True))

@@ -2,14 +2,17 @@
 
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
-from actors.replay import JournalError, Replay, Verdict
-from actors.schema import RowError, to_batch
-from tests.rollouts import group
+from actors.replay.admission import Admission, AdmissionPolicy
+from actors.replay.journal import Journal, JournalError
+from actors.replay.queue import Replay
+from actors.replay.schema import VERSION, VERSION_KEY, RowError, to_batch
+from tests.helpers.rollouts import group
 
 
-def batch(ordinal: int, version: int = 0):
+def batch(ordinal: int, version: int = 0) -> pa.RecordBatch:
     return to_batch(group(ordinal, [1.0, 0.0], version=version))
 
 
@@ -85,7 +88,7 @@ def test_a_tail_torn_at_any_byte_is_cut_and_counted(tmp_path: Path):
         (folder / file.name).write_bytes(data[:cut])
         torn = recovered(folder)
         assert torn.held() == [0]
-        assert torn.torn() == cut - first
+        assert torn.torn_bytes() == cut - first
 
 
 def test_damage_inside_is_an_error_that_names_the_place(tmp_path: Path):
@@ -129,11 +132,11 @@ def test_recovery_keeps_what_it_is_asked_to_keep(tmp_path: Path):
 
 
 def test_admits_a_group_once_and_only_with_a_quorum(tmp_path: Path):
-    replay = Replay(tmp_path, capacity=10, quorum=0.5)
-    assert replay.admit(group(0, [1.0, 0.0, None, None])) == Verdict(0, True, 2)
-    assert replay.admit(group(0, [1.0, 0.0, None, None])) == Verdict(0, True, 2)  # the answer was lost, not the group
-    assert replay.admit(group(1, [1.0, None, None, None])) == Verdict(1, False, 3)
-    assert replay.admit(group(2, [1.0, None])) == Verdict(2, False, 1)  # one has no advantage
+    replay = Replay(tmp_path, capacity=10, policy=AdmissionPolicy(min_scored_fraction=0.5, max_zero_variance=0))
+    assert replay.admit(group(0, [1.0, 0.0, None, None])) == Admission(0, True, 2)
+    assert replay.admit(group(0, [1.0, 0.0, None, None])) == Admission(0, True, 2)  # the answer was lost, not the group
+    assert replay.admit(group(1, [1.0, None, None, None])) == Admission(1, False, 3)
+    assert replay.admit(group(2, [1.0, None])) == Admission(2, False, 1)  # one has no advantage
     assert replay.held() == [0] and recovered(tmp_path).held() == [0]
 
 
@@ -151,7 +154,45 @@ def test_keeps_what_it_is_told_and_drops_the_rest_from_the_journal(tmp_path: Pat
     assert replay.held() == [0, 2] and recovered(tmp_path).held() == [0, 2]
 
 
-@pytest.mark.parametrize(("rewards", "is_flat"), [([0.1 + 0.2, 0.3], True), ([0.3, 0.3001], False), ([0.0, 0.0], True)])
-def test_rewards_that_differ_in_rounding_alone_carry_no_signal(tmp_path: Path, rewards: list[float], is_flat: bool):
-    replay = Replay(tmp_path, capacity=8, max_flat=1)
-    assert replay.admit(group(0, rewards)).is_flat == is_flat
+@pytest.mark.parametrize(
+    ("rewards", "zero_variance"), [([0.1 + 0.2, 0.3], True), ([0.3, 0.3001], False), ([0.0, 0.0], True)]
+)
+def test_rewards_that_differ_in_rounding_alone_carry_no_signal(
+    tmp_path: Path, rewards: list[float], zero_variance: bool
+):
+    replay = Replay(tmp_path, capacity=8, policy=AdmissionPolicy(min_scored_fraction=0.5, max_zero_variance=1))
+    assert replay.admit(group(0, rewards)).zero_variance == zero_variance
+
+
+def test_a_step_refuses_so_many_groups_without_variance_and_no_more(tmp_path: Path):
+    replay = Replay(tmp_path, capacity=8, policy=AdmissionPolicy(min_scored_fraction=0.5, max_zero_variance=2))
+    equal, unequal = [1.0, 1.0], [1.0, 0.0]
+    admitted = [replay.admit(group(i, rewards)) for i, rewards in enumerate([equal, unequal, equal, equal])]
+    assert [admission.accepted for admission in admitted] == [False, True, False, True]
+    assert [admission.zero_variance for admission in admitted] == [True, False, True, False]
+    replay.drop([1, 3])  # the step is done: the next one may refuse two again
+    assert not replay.admit(group(4, equal)).accepted
+
+
+@pytest.mark.parametrize(
+    ("metadata", "version"), [({VERSION_KEY: b"1"}, "1"), ({VERSION_KEY: b"99"}, "99"), (None, "none")]
+)
+def test_a_journal_of_another_version_is_refused_with_a_sentence(
+    tmp_path: Path, metadata: dict[bytes, bytes] | None, version: str
+):
+    journal = Journal(tmp_path)
+    journal.append({0: batch(0).replace_schema_metadata(metadata)})
+    journal.close()
+    (file,) = tmp_path.iterdir()
+    message = rf"{file.name} was written by another version .*rows of version {version}, not {VERSION}\).*run\.name"
+    with pytest.raises(JournalError, match=message):
+        recovered(tmp_path)
+    assert file.exists()  # the rows are for the version that wrote them
+
+
+def test_a_journal_with_other_columns_is_refused(tmp_path: Path):
+    journal = Journal(tmp_path)
+    journal.append({0: batch(0).drop_columns(["turns"])})
+    journal.close()
+    with pytest.raises(JournalError, match="another version"):
+        recovered(tmp_path)

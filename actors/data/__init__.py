@@ -1,0 +1,1 @@
+"""Data: rows, prompts and their order."""

@@ -1,0 +1,1 @@
+"""Base models: finding, loading and sharing them, and the adapter's layout."""

@@ -1,0 +1,1 @@
+"""Runtimes: where workers live, and how their methods are called."""

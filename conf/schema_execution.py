@@ -1,0 +1,141 @@
+"""Settings of how a run is executed: engine, sampling, evaluation, hardware, workers and the run folder."""
+
+from dataclasses import dataclass, field
+
+from conf.facts import SINKS
+from conf.fields import explained, setting
+
+
+@dataclass
+class EngineSettings:
+    """The rollout engine."""
+
+    name: str = setting(
+        "auto",
+        "auto: vLLM where it runs, else transformers.",
+        choices=("auto", "vllm", "transformers"),
+    )
+    share_weights: str = setting(
+        "auto",
+        "One copy of the base weights for engine and learner. auto: if possible. always: stop if it is not.",
+        choices=("auto", "always", "never"),
+    )
+    max_num_seqs: int | None = setting(
+        None, "Sequences decoded at the same time. null: the memory plan decides (64 without a GPU).", minimum=1
+    )
+    max_num_batched_tokens: int | None = setting(
+        None, "Tokens in one engine step. null: the memory plan decides (vLLM's default without a GPU).", minimum=1
+    )
+    kv_cache_gib: float | None = setting(
+        None, "Size of the KV cache. null: enough for max_num_seqs sequences of full length.", above=0
+    )
+    sleep_mode: bool | None = setting(
+        None,
+        "The engine gives the memory of its KV cache to the learner while it learns (runtime.max_staleness=0 only). "
+        "null: only if the memory plan needs it.",
+    )
+    kv_cache_dtype: str = setting(
+        "auto",
+        "auto: the model's type. fp8: half the size, but a larger log-probability gap between engine and learner.",
+        choices=("auto", "fp8"),
+    )
+    per_request_seeds: bool | None = setting(
+        None,
+        "A sample does not depend on the rest of the batch. null: true on a CPU, false on a GPU, where it costs speed.",
+    )
+    enforce_eager: bool | None = setting(None, "Skip compilation and CUDA graphs. null: true on a CPU, false on a GPU.")
+    tensor_parallel_size: int = setting(
+        1, "GPUs of one machine over which each engine is spread (runtime=ray, 16-bit weights).", minimum=1
+    )
+
+
+@dataclass
+class SamplingSettings:
+    """How completions are sampled in training."""
+
+    temperature: float = setting(1.0, "Sampling temperature.", above=0)
+    max_tokens: int = setting(256, "Longest completion, in tokens; longer ones are cut off.", minimum=1)
+
+
+@dataclass
+class EvaluationSettings:
+    """Evaluation on held-out questions: one greedy completion of each, and `samples` at the training temperature."""
+
+    every: int = setting(0, "Steps between evaluations. 0: only before and after training.", minimum=0)
+    samples: int = setting(4, "Sampled completions of each question. 0: greedy only.", minimum=0)
+    max_prompts: int | None = setting(None, "Questions to use. null: all that are held out.", minimum=1)
+
+
+@dataclass
+class HardwareSettings:
+    """What this process runs on."""
+
+    device: str = setting("auto", "auto: a GPU if there is one.", choices=("auto", "cpu", "cuda"))
+    vram_gib: float | None = setting(
+        None, "Most GPU memory to use, CUDA context included. null: 90 % of what is free.", minimum=1
+    )
+    threads: int | None = setting(
+        None, "CPU threads of torch and vLLM. null: the cores that this process may use.", minimum=1
+    )
+
+
+@dataclass
+class RuntimeSettings:
+    """How the workers run."""
+
+    name: str = setting("local", "local: all in one process. ray: each worker is an actor.", choices=("local", "ray"))
+    reward_workers: int = setting(1, "Scoring processes (with Ray: one actor each).", minimum=1)
+    rollout_workers: int = setting(1, "Rollout engines (runtime=ray).", minimum=1)
+    rollout_gpus: float | None = setting(
+        None,
+        "GPUs that each rollout worker reserves; 0.5 lets two workers share one. null: as many as it needs.",
+        minimum=0,
+    )
+    learner_gpus: float | None = setting(None, "GPUs that each learner reserves, likewise.", minimum=0)
+    learner_data_parallel_size: int = setting(
+        1, "Learners that share the rows of each step; gradients are all-reduced (runtime=ray).", minimum=1
+    )
+    address: str | None = setting(
+        None,
+        "A running Ray cluster: auto, or host:port. null: start Ray on this machine, reachable from it alone.",
+    )
+    worker_start_timeout_seconds: float = setting(
+        900.0, "Time that a worker may take to start before it is replaced.", above=0
+    )
+    worker_timeout_seconds: float = setting(
+        180.0, "Time that a started worker may take to answer before it is replaced.", above=0
+    )
+    learner_timeout_seconds: float = setting(
+        3600.0, "Time that the learner may take to start, to step or to save before the run ends.", above=0
+    )
+    max_worker_restarts: int = setting(
+        4,
+        "Most restarts of one worker between two optimizer steps (the loss of a machine may count twice).",
+        minimum=0,
+    )
+    max_staleness: int = setting(
+        0, "Adapter versions by which a trained sample may lag behind the policy. 0: strictly on-policy.", minimum=0
+    )
+
+
+@dataclass
+class RunSettings:
+    """The run folder, its length and its state."""
+
+    name: str = setting("default", "Name of the run: letters, digits, '.', '_' and '-'.")
+    folder: str = setting("runs/${run.name}", "Folder of the run. `run=<folder>` is short for `run.folder=<folder>`.")
+    steps: int = setting(100, "Steps to train, those before a resume included.", minimum=1)
+    seed: int = setting(0, "Seed of the adapter and of sampling.", minimum=0)
+    resume: str = setting(
+        "auto",
+        "auto: resume from the newest valid checkpoint. never: require an empty folder. A number: resume at that step.",
+    )
+    checkpoint_every: int = setting(10, "Steps between checkpoints.", minimum=1)
+    keep_checkpoints: int = setting(2, "Checkpoints to keep.", minimum=1)
+    sinks: list[str] = field(
+        default_factory=list,
+        metadata=explained(
+            "Where metrics go in addition to JSONL and TensorBoard. The library must be installed.",
+            choices=tuple(SINKS),
+        ),
+    )

@@ -1,0 +1,36 @@
+"""Epiphany: reinforcement learning of language models on LoRA adapters. This is the Python API.
+
+    import epiphany
+
+    settings = epiphany.load_settings("model=qwen2.5-1.5b", "data=gsm8k", "run.steps=50")
+    epiphany.train(settings)
+
+`load_settings` takes what stands behind `python launch.py`; `train` runs until the run's last step.
+"""
+
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "load_settings", "train"]
+
+if TYPE_CHECKING:
+    from conf.schema import Settings
+
+
+def load_settings(*overrides: str) -> "Settings":
+    """The checked settings that `python launch.py <overrides>` would have. Raises conf.errors.UsageError."""
+    from conf.compose import load_settings as compose_settings
+
+    return compose_settings(*overrides)
+
+
+def train(settings: "Settings") -> int:
+    """Train, or resume, the run that `settings` describe.
+
+    Returns 0, or 128 and the number of the signal that stopped it. Raises conf.errors.UsageError for what a user can
+    correct. Call it from the main thread: it handles SIGINT and SIGTERM while it runs.
+    """
+    from epiphany import commands
+    from launch import train as loop
+
+    return commands.train(settings, loop)

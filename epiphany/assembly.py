@@ -1,0 +1,218 @@
+"""From settings to started workers, in this process or in others. The one branch between the two is
+placement.make_runtime.
+
+With `engine`, rollout and learner share it and its weights; without, each builds what it needs where it runs. Models,
+and what computes with them, are imported where they are needed: a worker that scores or stores starts without them.
+Knows every package but the loop.
+"""
+
+import gc
+import os
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from actors.engines.base import Engine
+from actors.pipeline import Pipeline
+from actors.reward import RewardWorker
+from actors.rollout import RolloutWorker
+from actors.runtime.base import Handle
+from actors.runtime.supervisor import Supervisor
+from conf.errors import UsageError
+from conf.schema import Settings
+from epiphany import preflight
+from epiphany.identity import identity
+from epiphany.placement import make_runtime, timeouts_of
+from epiphany.report.recorder import Recorder
+from epiphany.report.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from actors.data.prompts import PromptSet
+    from actors.models.source import ModelSource
+    from epiphany.run_plan import RunPlan
+    from learner.parallel.data_parallel import DataParallel
+    from learner.parallel.group import LearnerGroup
+    from learner.parallel.worker import LearnerWorker
+
+
+@dataclass
+class StartedRun:
+    """A run whose workers are started, but for the replay and the recorder, which must know where it resumes.
+
+    `samples_repeat`: the run is to be the same to the last bit whenever it is repeated.
+    """
+
+    settings: Settings
+    folder: RunFolder
+    supervisor: Supervisor
+    pipeline: Pipeline
+    learners: "LearnerGroup"
+    prompts: "PromptSet"
+    identity: Mapping[str, object]
+    reward_fingerprint: str
+    samples_repeat: bool
+    sleep_mode: bool
+
+    def start_recorder(self, *, last_step: int) -> None:
+        """Start the recorder; lines after `last_step`, of a run that died, are dropped."""
+        folder, run = self.folder, self.settings.run
+        files = [file.resolve() for file in (folder.metrics, folder.tensorboard, folder.completions)]
+        make = partial(Recorder, *files, last_step=last_step, sinks=list(run.sinks), run_name=run.name)
+        self.supervisor.start("recorder", 1, lambda _name: make)
+
+
+def start_run(
+    settings: Settings, *, note: Callable[[str], None], closing: ExitStack, engine: Engine | None = None
+) -> StartedRun:
+    """Start the workers of a run. What is opened is closed by `closing`, also if the start fails half way."""
+    from actors.models.loading import fingerprint
+    from learner.parallel.data_parallel import DataParallel
+    from learner.parallel.group import LearnerGroup
+    from learner.parallel.worker import LearnerWorker
+
+    folder = RunFolder(Path(settings.run.folder))
+    closing.callback(folder.close)
+    runtime = make_runtime(settings, folder.path.resolve())
+    closing.callback(runtime.close)
+    supervisor = Supervisor(runtime, timeouts=timeouts_of(settings), note=note)
+    closing.callback(supervisor.close)
+    pipeline = Pipeline(supervisor)
+    reward_log = folder.path.resolve() / "rewards.log"
+    supervisor.start(
+        "reward", settings.runtime.reward_workers, lambda _name: partial(make_reward, settings, reward_log)
+    )
+    data = preflight.load_data(settings)
+    preflight.describe_data(settings, data, note)
+    preflight.check_reference_answer(settings, data, supervisor, note)
+    run_identity = identity(settings, prompts=data.prompts.fingerprint(), weights=fingerprint(data.source))
+    for line in folder.claim(run_identity, asdict(settings), resume=settings.run.resume):
+        note(line)
+
+    plan: RunPlan | None = None
+    if settings.runtime.name == "local":
+        plan, engine = _plan_here(settings, data, engine, note)
+    supervisor.start(
+        "rollout",
+        settings.runtime.rollout_workers,
+        lambda name: partial(make_rollout, settings, name, engine),
+    )
+    size = settings.runtime.learner_data_parallel_size
+    checkpoints, mark = folder.checkpoints.resolve(), folder.lock.read_text()
+    handles: list[Handle[LearnerWorker]] = [
+        runtime.start(
+            "learner",
+            partial(make_learner, settings, checkpoints, mark, DataParallel(rank, size), plan, engine),
+            name=f"learner-{rank}",
+        )
+        for rank in range(size)
+    ]
+    learners = LearnerGroup(runtime, handles, seconds=settings.runtime.learner_timeout_seconds)
+    closing.callback(learners.close)
+    for line in learners.call(LearnerWorker.notes):
+        note(line)
+    gc.freeze()  # no collection need look at long-lived objects of models and libraries again
+    return StartedRun(
+        settings=settings,
+        folder=folder,
+        supervisor=supervisor,
+        pipeline=pipeline,
+        learners=learners,
+        prompts=data.prompts,
+        identity=run_identity,
+        reward_fingerprint=preflight.reward_fingerprint(settings),
+        samples_repeat=plan is not None and plan.engine.per_request_seeds and settings.runtime.max_staleness == 0,
+        sleep_mode=plan is not None and plan.way.sleep_mode,
+    )
+
+
+def _plan_here(
+    settings: Settings, data: "preflight.RunData", engine: Engine | None, note: Callable[[str], None]
+) -> tuple["RunPlan", Engine]:
+    """The plan of a run in one process, and its engine."""
+    from epiphany.run_plan import apply_limits, plan_run
+
+    plan = plan_run(settings, data.source)
+    apply_limits(plan)
+    for line in plan.lines():
+        note(line)
+    return plan, engine or make_engine(plan, data.source, data.tokenizer)
+
+
+def make_engine(plan: "RunPlan", source: "ModelSource", tokenizer: "PreTrainedTokenizerBase") -> Engine:
+    """The engine of a plan, which loads the base weights."""
+    from actors.engines.registry import ENGINES
+    from actors.models.tokenizer import end_of_sequence_ids
+
+    build = ENGINES[plan.engine_name].build
+    return build(plan.engine, tokenizer, layout=plan.layout, eos_token_ids=end_of_sequence_ids(source, tokenizer))
+
+
+def make_rollout(settings: Settings, name: str, engine: Engine | None = None) -> RolloutWorker:
+    """A rollout worker on `engine`, or on one of its own."""
+    if engine is not None:
+        return RolloutWorker(engine, seed=settings.run.seed, name=name)
+    from epiphany.run_plan import apply_limits, plan_run
+
+    source, tokenizer = preflight.load_model_source(settings)
+    plan = plan_run(settings, source, roles=frozenset({"rollout"}))
+    apply_limits(plan)
+    engine = make_engine(plan, source, tokenizer)
+    return RolloutWorker(engine, seed=settings.run.seed, name=name, owns_engine=True)
+
+
+def make_learner(
+    settings: Settings,
+    checkpoints: Path,
+    mark: str,
+    ranks: "DataParallel",
+    plan: "RunPlan | None" = None,
+    engine: Engine | None = None,
+) -> "LearnerWorker":
+    """A learner over the weights of `engine`, or over its own; alone or one of several `ranks`.
+
+    Raises UsageError if the driver's `mark` in the run folder is not to be seen from here: checkpoints would be written
+    to another disk, and a resumed run would not find them.
+    """
+    from epiphany.learner_factory import make_learner_of_plan
+    from epiphany.run_plan import apply_limits, plan_run
+    from learner.parallel.worker import LearnerWorker
+
+    lock = checkpoints.parent / "lock"
+    if not lock.is_file() or lock.read_text() != mark:
+        raise UsageError(
+            f"run.folder={checkpoints.parent} is another place for the learner on {os.uname().nodename}: choose one "
+            "that all machines share"
+        )
+    notes = []
+    if plan is None:
+        source, _ = preflight.load_model_source(settings)
+        plan = plan_run(settings, source, roles=frozenset({"learner"}))
+        apply_limits(plan)
+        notes = [f"the learner is on {plan.device.kind} in {plan.device.dtype}", *plan.memory]
+    learner, weights = make_learner_of_plan(settings, plan, engine=engine)
+    return LearnerWorker(
+        learner,
+        ranks=ranks,
+        checkpoints=checkpoints,
+        base_model=settings.model.path,
+        keep=settings.run.keep_checkpoints,
+        adapter_leaves_process=engine is None,
+        notes=[*notes, f"the learner's base weights: {weights}"],
+    )
+
+
+def make_reward(settings: Settings, log: Path) -> RewardWorker:
+    """A reward worker, with a child process of its own; what rewards print goes to `log`."""
+    reward = settings.reward
+    return RewardWorker(
+        reward.terms,
+        deadline_seconds=reward.deadline_seconds,
+        memory_gib=reward.memory_gib,
+        max_tokens=settings.sampling.max_tokens,
+        log=log,
+    )

@@ -1,0 +1,176 @@
+"""Metrics of a run: the row of each step, and tables of completions as Parquet.
+
+Knows rows of the replay and statistics of the learner; sinks.py writes the rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from epiphany.report.run_folder import disk_errors
+from learner.metrics import StepStats
+from rewards.variance import is_zero_variance
+
+if TYPE_CHECKING:
+    from actors.pipeline import WorkerCounters
+
+# A JSON object: a line of metrics.jsonl or evaluations.jsonl.
+Row = Mapping[str, Any]
+
+# Of StepStats: what a step without a trained token has not measured.
+OF_TRAINED_TOKENS = (
+    "loss",
+    "grad_norm",
+    "logprob_gap",
+    "logprob_gap_max",
+    "capped_share",
+    "clipped_share",
+    "entropy",
+    "reference_kl",
+    "value_loss",
+    "explained_variance",
+)
+# The columns that people read come first in the tables of completions.
+READ_FIRST = ("ordinal", "sample", "question", "reference", "text", "reward", "reward_terms", "error", "finish_reason")
+CONSTANT_TEXT_LENGTH = 200  # characters
+MIN_GROUPS_FOR_CONSTANT = 4
+
+
+@dataclass(frozen=True)
+class StepNumbers:
+    """What the trainer knows of a step.
+
+    The counters of each worker by name, the step's wall-clock `seconds`, completions that could not be scored
+    (`unscorable`), groups replaced for zero variance (`resampled`), and groups of the whole run that were `dropped`.
+    """
+
+    workers: Mapping[str, WorkerCounters]
+    seconds: float
+    unscorable: int
+    resampled: int
+    dropped: int
+
+
+def step_row(table: pa.Table, stats: StepStats, numbers: StepNumbers) -> dict[str, object]:
+    """The line of metrics.jsonl for the step that trained the rows of `table`.
+
+    What was not measured is None. Staleness is counted from the version that was trained, `stats.version` - 1. Rollout
+    workers sample side by side, so their rates add up.
+    """
+    sampling = [worker for worker in numbers.workers.values() if worker.get("seconds")]
+    return {
+        "step": stats.version,
+        **_reward_columns(table),
+        "unscorable": numbers.unscorable,
+        "resampled": numbers.resampled,
+        "dropped": numbers.dropped,
+        **_rollout_columns(table, trained_version=stats.version - 1),
+        "rollout_tokens_per_second": sum(w.get("tokens_per_second", 0.0) for w in sampling) if sampling else None,
+        "rollout_seconds": max((w.get("seconds", 0.0) for w in sampling), default=None),
+        **_learner_columns(stats),
+        "seconds": numbers.seconds,
+        "workers": {name: dict(worker) for name, worker in numbers.workers.items()},
+    }
+
+
+def _reward_columns(table: pa.Table) -> dict[str, object]:
+    rewards: list[float] = []
+    terms: dict[str, list[float]] = {}
+    groups: dict[int, list[tuple[float, str]]] = {}
+    columns = [table.column(name).to_pylist() for name in ("ordinal", "reward", "reward_terms", "text")]
+    for ordinal, reward, values_of_terms, text in zip(*columns, strict=True):
+        if reward is not None:
+            rewards.append(reward)
+            groups.setdefault(ordinal, []).append((reward, text))
+            for name, value in values_of_terms:
+                terms.setdefault(name, []).append(value)
+    zero_variance = [is_zero_variance([reward for reward, _ in answers]) for answers in groups.values()]
+    constant_share, constant_text = _constant_answer(list(groups.values()))
+    return {
+        "reward": _mean(rewards),
+        "reward_terms": {name: _mean(values) for name, values in terms.items()},
+        "zero_variance_share": _mean(zero_variance),
+        "constant_share": constant_share,
+        "constant_text": constant_text,
+    }
+
+
+def _rollout_columns(table: pa.Table, *, trained_version: int) -> dict[str, object]:
+    staleness = [
+        trained_version - span["version"] for spans in table.column("version_spans").to_pylist() for span in spans
+    ]
+    lengths = pc.list_value_length(table.column("behavior_logprobs"))  # type: ignore[attr-defined]
+    return {
+        "completion_tokens": pc.mean(lengths).as_py(),  # type: ignore[attr-defined]
+        "truncated_share": table.column("finish_reason").to_pylist().count("length") / table.num_rows,
+        "staleness": _mean(staleness),
+        "staleness_max": max(staleness),
+    }
+
+
+def _learner_columns(stats: StepStats) -> dict[str, object]:
+    columns = dataclasses.asdict(stats)
+    del columns["version"]
+    seconds = columns.pop("seconds")
+    rate = stats.stream_tokens / max(seconds, 1e-9)
+    if stats.trained_tokens == 0:
+        columns |= dict.fromkeys(OF_TRAINED_TOKENS)
+        rate = None
+    return {"learner_tokens_per_second": rate, "learner_seconds": seconds, **columns}
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _constant_answer(groups: Sequence[Sequence[tuple[float, str]]]) -> tuple[float | None, str]:
+    """The share of prompts for which one and the same text is a best answer, and that text without outer spaces.
+
+    `groups` holds each prompt's rewards and texts, of which CONSTANT_TEXT_LENGTH characters are compared. (None, "")
+    for fewer than MIN_GROUPS_FOR_CONSTANT prompts, which say nothing.
+    """
+    if len(groups) < MIN_GROUPS_FOR_CONSTANT:
+        return None, ""
+    texts: Counter[str] = Counter()
+    for answers in groups:
+        best = max(reward for reward, _ in answers)
+        texts.update({text.strip()[:CONSTANT_TEXT_LENGTH] for reward, text in answers if reward == best})
+    text, count = texts.most_common(1)[0]
+    return count / len(groups), text
+
+
+def read(file: Path) -> list[dict[str, Any]]:
+    """The rows of a JSONL file, each with a `step`, up to the first line that is none (cut short, or damaged)."""
+    rows = []
+    with disk_errors(file.parent):
+        text = file.read_text(errors="replace") if file.is_file() else ""
+    for line in text.splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            break
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+            break
+        rows.append(row)
+    return rows
+
+
+def write_step_table(folder: Path, step: int, table: pa.Table) -> None:
+    """Write `table` as step-<n>.parquet, columns that people read first. Raises RunFolderError if the disk does not
+    take it."""
+    first = [name for name in READ_FIRST if name in table.column_names]
+    scratch = folder / ".writing"
+    with disk_errors(folder):
+        folder.mkdir(exist_ok=True)
+        pq.write_table(table.select([*first, *(name for name in table.column_names if name not in first)]), scratch)
+        scratch.rename(folder / f"step-{step:06d}.parquet")

@@ -1,0 +1,48 @@
+"""Recorder: writes what a step leaves behind, in the process that has the rows. Knows neither console nor workers."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+
+from epiphany.report import metrics
+from epiphany.report.diagnosis import Diagnosis
+from epiphany.report.sinks import SinkOptions, open_sinks
+from learner.metrics import StepStats
+
+
+class Recorder:
+    """Writes metrics to the JSONL file `file`, to `tensorboard` and to `sinks`, and rows to the folder `completions`.
+
+    Lines after `last_step`, of a run that died after its checkpoint, are removed. Raises UsageError for a sink that is
+    unknown or whose package is missing.
+    """
+
+    def __init__(
+        self,
+        file: Path,
+        tensorboard: Path,
+        completions: Path,
+        *,
+        last_step: int,
+        sinks: Sequence[str] = (),
+        run_name: str = "default",
+    ) -> None:
+        self._sinks = open_sinks(sinks, SinkOptions(file, tensorboard, run_name, last_step))
+        self._completions = completions
+        self._diagnosis = Diagnosis([row for row in metrics.read(file) if row["step"] <= last_step])
+
+    def record(self, table: pa.Table, stats: StepStats, numbers: metrics.StepNumbers) -> metrics.Row:
+        """Write the step that trained `table`, and return its row for the console.
+
+        The row has `warnings` by name, and `notes`, lines for the user that are not written. Raises RunFolderError if
+        the disk does not take the completions.
+        """
+        row = metrics.step_row(table, stats, numbers)
+        row["warnings"] = self._diagnosis.add(row)
+        self._sinks.write(row)
+        metrics.write_step_table(self._completions, stats.version, table)
+        return {**row, "notes": self._sinks.take_notes()}
+
+    def close(self) -> None:
+        self._sinks.close()

@@ -1,0 +1,247 @@
+"""RunPlan: what one process of a run will do, resolved once from Settings. Nothing in it is left open.
+
+`Settings` is what was asked; a RunPlan is what will be done: on which device, with which engine and copy of the
+weights, and how memory is used. It is made before anything loads. Knows models' shapes; starts nothing.
+"""
+
+import os
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel
+
+from actors.engines.base import EngineOptions
+from actors.engines.registry import choose_engine
+from actors.models.loading import check_checkpoint, checkpoint_quantization, choose_dtype
+from actors.models.lora import LoraArguments, adapter_layout
+from actors.models.source import ModelSource
+from actors.models.weight_sharing import build_meta_model, resolve_kept_modules
+from actors.types import AdapterLayout
+from conf.errors import UsageError
+from conf.schema import Settings
+from learner.algorithms.table import has_critic
+from learner.memory.advice import plan_memory
+from learner.memory.footprint import GIB, ROLES, ModelShape, Process, Way, Workload
+from learner.memory.plan import Asked, plan_without_gpu
+from learner.model.attention import NAME
+from learner.model.supported import check_attention, check_logits
+
+EXPANDABLE_SEGMENTS = "expandable_segments:True"
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a process runs on: `kind` is cpu or cuda."""
+
+    kind: str
+    threads: int
+    dtype: str
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What a process with these `roles` will do. `memory` are lines for the user; `meta_model` has no weights."""
+
+    roles: frozenset[str]
+    device: Device
+    source: ModelSource
+    engine_name: str
+    engine_reason: str
+    engine: EngineOptions
+    layout: AdapterLayout
+    shape: ModelShape
+    way: Way
+    meta_model: PreTrainedModel
+    memory: list[str]
+    allocator_bytes: int | None
+
+    def lines(self) -> list[str]:
+        """The plan for the user."""
+        return [
+            f"engine {self.engine_name} ({self.engine_reason}) on {self.device.kind} in {self.device.dtype}; "
+            f"model {self.source.origin}",
+            *self.memory,
+        ]
+
+
+def choose_device(settings: Settings) -> Device:
+    """Device, threads and dtype of this process. Raises UsageError if a GPU is asked for and there is none."""
+    kind, has_gpu = settings.hardware.device, torch.cuda.is_available()
+    if kind == "auto":
+        kind = "cuda" if has_gpu else "cpu"
+    if kind == "cuda" and not has_gpu:
+        raise UsageError("hardware.device=cuda: torch sees no GPU here; use hardware=auto or hardware=cpu")
+    threads = settings.hardware.threads or _share_of_cores(settings)
+    return Device(kind, threads, choose_dtype(settings.model.dtype, kind))
+
+
+def lora_arguments(settings: Settings) -> LoraArguments:
+    """What describes the adapter. rsLoRA (arXiv:2312.03732) is an alpha that is larger by the root of the rank.
+
+    So every engine and PEFT serve it as it is.
+    """
+    lora = settings.model.lora
+    alpha = lora.alpha * lora.rank**0.5 if lora.rslora else lora.alpha
+    return {"rank": lora.rank, "alpha": alpha, "target_modules": list(lora.target_modules)}
+
+
+def plan_run(settings: Settings, source: ModelSource, *, roles: frozenset[str] = ROLES) -> RunPlan:
+    """What a process of this machine with these `roles` will do. Raises UsageError for what cannot run."""
+    device, model = choose_device(settings), settings.model
+    quantization = checkpoint_quantization(source) or model.quantization
+    meta_model = build_meta_model(source, dtype=device.dtype, trust_remote_code=model.trust_remote_code, attention=NAME)
+    longest = settings.data.max_prompt_tokens + settings.sampling.max_tokens
+    _check_positions(meta_model, longest, model.path)
+    check_checkpoint(source, meta_model, trust_remote_code=model.trust_remote_code)
+    check_attention(meta_model, longest=longest)
+    check_logits(meta_model)
+    kept = resolve_kept_modules(meta_model, model.keep_16bit)
+    layout = adapter_layout(meta_model, **lora_arguments(settings))
+    shape = ModelShape.of(meta_model, layout.size, kept)
+    if roles == {"rollout"}:
+        shape = shape.shard(settings.engine.tensor_parallel_size)
+    way, memory, allocator_bytes = _plan_memory(settings, device, shape, quantization, roles)
+    engine_name, reason = choose_engine(
+        settings.engine.name,
+        device=device.kind,
+        quantization=quantization,
+        tensor_parallel_size=settings.engine.tensor_parallel_size,
+    )
+    return RunPlan(
+        roles=roles,
+        device=device,
+        source=source,
+        engine_name=engine_name,
+        engine_reason=reason,
+        engine=_engine_options(settings, device, source, quantization, sorted(kept), way),
+        layout=layout,
+        shape=shape,
+        way=way,
+        meta_model=meta_model,
+        memory=memory,
+        allocator_bytes=allocator_bytes,
+    )
+
+
+def apply_limits(plan: RunPlan) -> None:
+    """Hold torch's allocator in this process to the plan."""
+    if plan.device.kind == "cpu":
+        torch.set_num_threads(plan.device.threads)
+    if plan.allocator_bytes is not None:
+        enable_expandable_segments()
+        torch.cuda.set_per_process_memory_fraction(plan.allocator_bytes / torch.cuda.mem_get_info()[1])
+
+
+def enable_expandable_segments() -> None:
+    """Let torch's allocator extend a segment rather than add one, unless the environment configures it already.
+
+    Memory then neither fragments nor peaks.
+    """
+    if os.environ.keys() & {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"}:
+        return
+    # vLLM reads this before it pools memory, which cannot be extended.
+    os.environ["PYTORCH_CUDA_ALLOC_CONF"] = EXPANDABLE_SEGMENTS
+    torch._C._accelerator_setAllocatorSettings(EXPANDABLE_SEGMENTS)
+
+
+def workload_of(settings: Settings, quantization: str) -> Workload:
+    """What memory depends on besides the model."""
+    algorithm = settings.algorithm
+    return Workload(
+        prompts_per_step=algorithm.prompts_per_step,
+        group_size=algorithm.group_size,
+        max_prompt_tokens=settings.data.max_prompt_tokens,
+        max_tokens=settings.sampling.max_tokens,
+        max_staleness=settings.runtime.max_staleness,
+        quantization=quantization,
+        optimizer=settings.learner.optimizer,
+        kv_cache_dtype=settings.engine.kv_cache_dtype,
+        has_critic=has_critic(algorithm.name),
+        has_entropy_bonus=algorithm.entropy_coefficient != 0,
+    )
+
+
+def asked_of(settings: Settings) -> Asked:
+    """What the user has fixed of how memory is used."""
+    engine, learner = settings.engine, settings.learner
+    return Asked(
+        max_num_seqs=engine.max_num_seqs,
+        max_num_batched_tokens=engine.max_num_batched_tokens,
+        kv_cache_bytes=None if engine.kv_cache_gib is None else int(engine.kv_cache_gib * GIB),
+        sleep_mode=engine.sleep_mode,
+        micro_batch_tokens=learner.micro_batch_tokens,
+        logit_chunk_tokens=learner.logit_chunk_tokens,
+        gradient_checkpointing=learner.gradient_checkpointing,
+        offload_activations=learner.offload_activations,
+    )
+
+
+def _plan_memory(
+    settings: Settings, device: Device, shape: ModelShape, quantization: str, roles: frozenset[str]
+) -> tuple[Way, list[str], int | None]:
+    """How memory is used, lines for the user, and what torch's allocator may take (None without a GPU)."""
+    asked, workload = asked_of(settings), workload_of(settings, quantization)
+    if device.kind != "cuda":
+        value_bytes = getattr(torch, device.dtype).itemsize
+        return plan_without_gpu(asked, workload, shape, value_bytes=value_bytes), [], None
+    free, total = torch.cuda.mem_get_info()
+    limit = settings.hardware.vram_gib
+    free = min(free, int(_share_of_gpu(settings, roles) * total))
+    budget = int(0.9 * free) if limit is None else min(int(limit * GIB), free)
+    process = Process(budget, shared=settings.engine.share_weights != "never", roles=roles)
+    plan = plan_memory(asked, workload, shape, process, lora_rank=settings.model.lora.rank)
+    lines = plan.lines()
+    if settings.model.dtype == "bfloat16" and device.dtype == "float16":
+        lines.insert(0, "this card has no bfloat16: computing in float16 instead")
+    return plan.way, lines, plan.allocator_bytes
+
+
+def _engine_options(
+    settings: Settings, device: Device, source: ModelSource, quantization: str, keep_16bit: list[str], way: Way
+) -> EngineOptions:
+    engine, on_cpu = settings.engine, device.kind == "cpu"
+    return EngineOptions(
+        model_path=source.path,
+        revision=source.revision,
+        trust_remote_code=settings.model.trust_remote_code,
+        dtype=device.dtype,
+        quantization=quantization,
+        device=device.kind,
+        threads=device.threads,
+        max_model_len=settings.data.max_prompt_tokens + settings.sampling.max_tokens,
+        max_num_seqs=way.max_num_seqs,
+        max_num_batched_tokens=way.max_num_batched_tokens,
+        kv_cache_bytes=way.kv_cache_bytes,
+        enforce_eager=on_cpu if engine.enforce_eager is None else engine.enforce_eager,
+        per_request_seeds=on_cpu if engine.per_request_seeds is None else engine.per_request_seeds,
+        seed=settings.run.seed,
+        kv_cache_dtype=engine.kv_cache_dtype,
+        keep_16bit=tuple(keep_16bit),
+        share_weights=engine.share_weights != "never",
+        sleep_mode=way.sleep_mode,
+        tensor_parallel_size=engine.tensor_parallel_size,
+    )
+
+
+def _check_positions(model: PreTrainedModel, longest: int, path: str) -> None:
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is not None and longest > positions:
+        raise UsageError(
+            f"data.max_prompt_tokens + sampling.max_tokens = {longest}: {path} has {positions} positions; lower one of "
+            "them"
+        )
+
+
+def _share_of_cores(settings: Settings) -> int:
+    """Cores for one worker: with Ray, the rollout workers and learners of a machine share its cores."""
+    runtime, cores = settings.runtime, len(os.sched_getaffinity(0))
+    if runtime.name == "local":
+        return cores
+    return max(1, cores // (runtime.rollout_workers + runtime.learner_data_parallel_size))
+
+
+def _share_of_gpu(settings: Settings, roles: frozenset[str]) -> float:
+    """The share of one GPU that a process with these roles may use."""
+    runtime = settings.runtime
+    asked = [runtime.rollout_gpus] * ("rollout" in roles) + [runtime.learner_gpus] * ("learner" in roles)
+    return min([1.0, *(share for share in asked if share)])

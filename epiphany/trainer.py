@@ -1,0 +1,250 @@
+"""Trainer: what the loop in launch.py calls. It owns the version, the step in flight, and what a run leaves on disk.
+
+Knows every package; holds no mathematics.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import pyarrow as pa
+from rich.console import Console
+
+from actors.engines.base import Engine
+from actors.ledger import Ledger
+from actors.replay.queue import Replay
+from actors.runtime.base import Future, as_argument
+from actors.types import Group, Prompt, Sampling
+from conf.errors import UsageError
+from conf.schema import Settings
+from epiphany import recovery
+from epiphany.assembly import StartedRun, start_run
+from epiphany.report import evaluation, metrics
+from epiphany.report.recorder import Recorder
+from epiphany.report.table import LiveTable, show_evaluations
+from learner.parallel.group import StepFuture
+from learner.parallel.worker import LearnerWorker
+
+MAX_UNSCORABLE_BATCHES = 8  # in a row
+
+
+@dataclass(frozen=True)
+class StepInFlight:
+    """The groups that the learner trains on now, and its answer."""
+
+    ordinals: list[int]
+    future: StepFuture
+
+
+@dataclass
+class _Counters:
+    """What happened since the last step."""
+
+    started: float
+    unscorable: int = 0
+    resampled: int = 0
+    unscorable_groups: int = 0
+
+
+class Trainer:
+    """A run: its workers, started, and its state on disk. Raises UsageError for what a user can correct.
+
+    `engine` is used instead of a new one, so that several runs in one process can share it; `stop` tells whether the
+    run was asked to end.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        console: Console,
+        *,
+        engine: Engine | None = None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._stop = stop
+        self._table, self._console = LiveTable(console, settings.run.steps), console
+        self._closing = ExitStack()
+        try:
+            self._start(settings, engine)
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, settings: Settings, engine: Engine | None) -> None:
+        with self._table.activity("starting the workers and loading the model"):
+            self._run: StartedRun = start_run(settings, note=self._table.note, closing=self._closing, engine=engine)
+        self.settings, self.folder, self.pipeline = settings, self._run.folder, self._run.pipeline
+        self.ledger, self.version = Ledger(), 0
+        resumed = self._run.learners.resume(settings.run.resume)
+        if resumed is not None:
+            self.ledger, self.version = recovery.ledger_of(resumed), resumed.version
+            self._table.note(f"resuming from {resumed.folder} (step {self.version} of {settings.run.steps})")
+        self._step: StepInFlight | None = None
+        for line in recovery.start_replay(self._run.supervisor, settings, self.folder, self.ledger, self.version):
+            self._table.note(line)
+        self.pipeline.broadcast(self._run.learners.first.submit(LearnerWorker.adapter))
+        self._run.start_recorder(last_step=self.version)
+        self._closing.enter_context(self._table)
+        self._counters = _Counters(time.monotonic())
+
+    # The loop's verbs
+
+    def free_slots(self) -> int:
+        """How many groups may start now: a batch for the version in training, and one for each that may lag behind.
+
+        If a run must repeat bit by bit, resampled groups start only after the rest of the batch: what shares an
+        engine's batch changes the last bits of log-probabilities.
+        """
+        if self._run.samples_repeat and len(self.ledger.in_flight) > len(self.ledger.stored):
+            return 0
+        batches = 1 + self.settings.runtime.max_staleness
+        return self.settings.algorithm.prompts_per_step * batches - len(self.ledger.in_flight)
+
+    def sample(self, count: int) -> None:
+        """Start `count` groups."""
+        prompts = [self._run.prompts.at(ordinal) for ordinal in self.ledger.next(count, version=self.version)]
+        sampling = Sampling(self.settings.sampling.temperature, self.settings.sampling.max_tokens)
+        self.pipeline.dispatch(prompts, sampling, self.settings.algorithm.group_size)
+
+    def next_batch(self) -> list[int] | None:
+        """The groups of the next step, once they are stored and the step leaves none too old that is still sampled.
+
+        With runtime.max_staleness=0 that is any group at all: the engines are drained before each update.
+        """
+        size = self.settings.algorithm.prompts_per_step
+        batch = sorted(self.ledger.stored)[:size]
+        oldest = self.ledger.oldest_version(besides=batch)
+        is_too_old = oldest is not None and self.version + 1 - oldest > self.settings.runtime.max_staleness
+        return batch if len(batch) == size and not is_too_old else None
+
+    @property
+    def is_learning(self) -> bool:
+        return self._step is not None
+
+    def start_step(self, ordinals: list[int]) -> None:
+        """Let the learner step on these groups; in one process the step is done when this returns."""
+        self._run.supervisor.retry_on_worker_loss(lambda: self._run.learners.send(self._rows(ordinals)))
+        if self._run.sleep_mode:
+            self.pipeline.sleep()
+        try:
+            self._step = StepInFlight(ordinals, self._run.learners.step())
+        finally:
+            if self._run.sleep_mode:
+                self.pipeline.wake()
+
+    def step_done(self) -> bool:
+        """Whether a step is in flight and every learner has done it."""
+        return self._step is not None and not self._step.future.pending()
+
+    def poll(self) -> None:
+        """Sample, score and store until something finishes, or the learner does."""
+        learners = self._step.future.pending() if self._step is not None else []
+        for admission in self.pipeline.poll(*learners):
+            self._counters.unscorable += admission.unscorable
+            if admission.accepted:
+                self.ledger.stored.add(admission.ordinal)
+                continue
+            self.ledger.finish([admission.ordinal], dropped=True)
+            if admission.zero_variance:
+                self._counters.resampled += 1
+            else:
+                self._count_unscorable_group(admission.error)
+
+    def complete_step(self) -> None:
+        """Wait for the step, pass the new adapter on, remove the rows from the replay, and record what happened."""
+        assert self._step is not None
+        ordinals, stats = self._step.ordinals, self._step.future.stats()
+        self.pipeline.broadcast(self._run.learners.first.submit(LearnerWorker.adapter))
+        self._run.supervisor.count_step()
+        numbers = metrics.StepNumbers(
+            workers=self.pipeline.take_counters(),
+            seconds=time.monotonic() - self._counters.started,
+            unscorable=self._counters.unscorable,
+            resampled=self._counters.resampled,
+            dropped=self.ledger.dropped,
+        )
+        row = self._run.supervisor.retry_on_worker_loss(
+            lambda: (
+                self._run.supervisor.slot("recorder")
+                .submit(Recorder.record, as_argument(self._rows(ordinals)), stats, numbers)
+                .result()
+            )
+        )
+        self._table.step(row)
+        self._step, self.version = None, stats.version
+        self.ledger.finish(ordinals)
+        self._run.supervisor.slot("replay").submit(Replay.drop, ordinals)
+        self._counters = _Counters(time.monotonic())
+
+    # What a run leaves behind
+
+    def evaluate_once(self) -> None:
+        """Evaluate this version unless that is recorded already (a run that was resumed)."""
+        recorded = metrics.read(self.folder.evaluations)
+        if not recorded or (recorded[-1]["step"] < self.version == self.settings.run.steps):
+            self.evaluate()
+
+    def evaluate(self) -> None:
+        """Evaluate on the held-out prompts, greedy and sampled, and record it; given up if the run is asked to stop."""
+        settings, started = self.settings, time.monotonic()
+        prompts = self._run.prompts.held_out[: settings.evaluation.max_prompts]
+        with self._table.activity(f"evaluating step {self.version} on {len(prompts)} held-out prompts"):
+            greedy = self._answers(prompts, temperature=0.0, samples=1)
+            sampled: list[Group] | None = []
+            if settings.evaluation.samples and greedy is not None:
+                temperature, samples = settings.sampling.temperature, settings.evaluation.samples
+                sampled = self._answers(prompts, temperature=temperature, samples=samples)
+        if greedy is None or sampled is None:
+            return
+        record = evaluation.record(
+            self.version,
+            evaluation.summarize(greedy),
+            evaluation.summarize(sampled) if sampled else None,
+            evaluation.best_constant([prompt.answer for prompt in prompts]),
+            seconds=time.monotonic() - started,
+            reward=self._run.reward_fingerprint,
+        )
+        evaluation.save(self.folder, record, greedy, sampled, temperature=settings.sampling.temperature)
+        self._table.note(evaluation.one_line(record))
+        self.pipeline.take_counters()  # the next step's counters begin here
+        self._counters.started = time.monotonic()
+
+    def save(self) -> None:
+        """Write a checkpoint, then release the journal's rows that it makes needless."""
+        state = {"ledger": self.ledger.state(), "identity": self._run.identity}
+        folder = self._run.learners.call(LearnerWorker.save, state)
+        self._run.supervisor.retry_on_worker_loss(
+            lambda: self._run.supervisor.slot("replay").submit(Replay.release, self.ledger.is_finished).result()
+        )
+        self._table.note(f"saved {folder}")
+
+    def finish(self) -> None:
+        """Evaluate the trained adapter, write it in PEFT layout, and show what training did."""
+        self.evaluate_once()
+        if self._stop():
+            return
+        self._run.learners.call(LearnerWorker.save_adapter, self.folder.adapter.resolve())
+        self._table.close()
+        show_evaluations(self._console, metrics.read(self.folder.evaluations))
+        self._table.note(f"the adapter is in {self.folder.adapter}, curves and completions beside it")
+
+    def close(self) -> None:
+        """Stop the workers and release the folder, as far as they were opened."""
+        self._closing.close()
+
+    def _answers(self, prompts: Sequence[Prompt], *, temperature: float, samples: int) -> list[Group] | None:
+        sampling = Sampling(temperature, self.settings.sampling.max_tokens)
+        return self.pipeline.evaluate(prompts, sampling, samples, stop=self._stop)
+
+    def _rows(self, ordinals: list[int]) -> Future[pa.Table]:
+        max_staleness = self.settings.runtime.max_staleness
+        return self._run.supervisor.slot("replay").submit(Replay.batch, ordinals, self.version, max_staleness)
+
+    def _count_unscorable_group(self, error: str | None) -> None:
+        counters = self._counters
+        counters.unscorable_groups += 1
+        if counters.unscorable_groups > MAX_UNSCORABLE_BATCHES * self.settings.algorithm.prompts_per_step:
+            raise UsageError(
+                f"{counters.unscorable_groups} groups in a row could not be scored; the last reason: {error}"
+            )

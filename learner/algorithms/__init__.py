@@ -1,0 +1,1 @@
+"""Algorithms: what each makes of rewards, and its loss."""

@@ -1,0 +1,1 @@
+"""The memory plan: what fits on the card is decided before anything loads."""

@@ -1,0 +1,89 @@
+"""Log-probabilities and entropy of given tokens, from hidden states, in chunks.
+
+The full logits (tokens x vocabulary) never exist. The gradient of a token's log-probability with respect to its
+hidden state does not depend on the loss, so the forward pass computes it while it has the chunk's probabilities, and
+backward is one multiplication: no chunk is computed twice. Knows tensors only. Suffixes: T tokens, H hidden, V
+vocabulary.
+"""
+
+from typing import Protocol, cast
+
+import torch
+
+from learner.model.softmax import softmax_in_place
+
+
+class _Context(Protocol):
+    """What torch passes to an autograd function."""
+
+    needs_input_grad: tuple[bool, ...]
+    saved_tensors: tuple[torch.Tensor, ...]
+
+    def save_for_backward(self, *tensors: torch.Tensor) -> None: ...
+
+    def mark_non_differentiable(self, *tensors: torch.Tensor) -> None: ...
+
+
+class _TokenLogprobs(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: _Context,
+        hidden_TH: torch.Tensor,
+        head_VH: torch.Tensor,
+        targets_T: torch.Tensor,
+        temperature: float,
+        chunk: int,
+        entropy_requires_grad: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        needs_gradient = ctx.needs_input_grad[0]
+        # One tensor per chunk; the gradients are those with respect to the hidden states.
+        logprobs, entropies, logprob_gradients, entropy_gradients = [], [], [], []
+        for start in range(0, len(targets_T), chunk):
+            hidden, targets = hidden_TH[start : start + chunk].to(head_VH.dtype), targets_T[start : start + chunk]
+            probabilities_TV, logprobs_T, entropy_T = softmax_in_place(
+                hidden @ head_VH.T, targets, temperature=temperature
+            )
+            logprobs.append(logprobs_T)
+            entropies.append(entropy_T)
+            if needs_gradient:
+                logprob_gradients.append((head_VH[targets] - probabilities_TV @ head_VH).div_(temperature))
+            if needs_gradient and entropy_requires_grad:
+                # dH/dz = -p (log p + H) for each logit z; 0 where p is too small for its logarithm.
+                logit_gradient_TV = -torch.special.xlogy(probabilities_TV, probabilities_TV)
+                logit_gradient_TV -= probabilities_TV * entropy_T[:, None].to(probabilities_TV.dtype)
+                entropy_gradients.append((logit_gradient_TV @ head_VH).div_(temperature))
+        if needs_gradient:
+            gradients = (chunks for chunks in (logprob_gradients, entropy_gradients) if chunks)
+            ctx.save_for_backward(*(torch.cat(chunks).to(hidden_TH.dtype) for chunks in gradients))
+        entropy_T = torch.cat(entropies)
+        if not entropy_requires_grad:
+            ctx.mark_non_differentiable(entropy_T)
+        return torch.cat(logprobs), entropy_T
+
+    @staticmethod
+    def backward(ctx: _Context, *gradients: torch.Tensor) -> tuple[torch.Tensor | int, None, None, None, None, None]:
+        total_TH = sum(
+            gradient_T[:, None].to(saved_TH.dtype) * saved_TH
+            for gradient_T, saved_TH in zip(gradients, ctx.saved_tensors, strict=False)
+        )
+        return total_TH, None, None, None, None, None
+
+
+def token_logprobs(
+    hidden_TH: torch.Tensor,
+    head_VH: torch.Tensor,
+    targets_T: torch.Tensor,
+    *,
+    temperature: float,
+    chunk: int,
+    entropy_requires_grad: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """log p(target | hidden) and entropy in nats, both float32 [T], of softmax(hidden @ head.T / temperature).
+
+    The logits of `chunk` tokens exist at a time. Gradients flow to `hidden_TH` only, because the head is frozen;
+    those of the entropy only with `entropy_requires_grad`, which costs one more product with the head.
+    """
+    return cast(
+        "tuple[torch.Tensor, torch.Tensor]",
+        _TokenLogprobs.apply(hidden_TH, head_VH, targets_T, temperature, chunk, entropy_requires_grad),
+    )

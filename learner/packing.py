@@ -1,0 +1,110 @@
+"""Packing: which tokens of a packed stream attend to which.
+
+A packed stream holds each prompt once, followed by its completions, without padding; a completion attends to its prompt
+and to itself. Knows tensors; knows neither rows nor models. Suffixes: S stream, N segments, Q queries and K keys of one
+segment.
+"""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+
+@dataclass(frozen=True)
+class Segment:
+    """`length` tokens at `start` of the stream that follow the `prefix_length` tokens at `prefix_start`."""
+
+    start: int
+    length: int
+    prefix_start: int = 0
+    prefix_length: int = 0
+
+
+class VarlenIndex(NamedTuple):
+    """Arguments of variable-length attention; each segment's queries are its own tokens.
+
+    `keys` is the stream position of each key, segment after segment (int64); `cumulative_q` and `cumulative_k` are the
+    cumulative numbers of queries and keys (int32 [N + 1]); `longest_q` and `longest_k` are the most of one segment.
+    """
+
+    keys: torch.Tensor
+    cumulative_q: torch.Tensor
+    cumulative_k: torch.Tensor
+    longest_q: int
+    longest_k: int
+
+
+class PaddedBatch(NamedTuple):
+    """Stream positions of queries [N, Q] and keys [N, K] (int64), and which keys a query sees (bool [N, 1, Q, K])."""
+
+    queries: torch.Tensor
+    keys: torch.Tensor
+    mask: torch.Tensor
+
+
+class Packing:
+    """The segments of one stream, end to end. Index tensors are on `device` and computed once per stream.
+
+    `longest` is the length in tokens of the longest sequence, prefix included.
+    """
+
+    def __init__(self, segments: Sequence[Segment], device: torch.device | str) -> None:
+        self.segments = list(segments)
+        self.device = torch.device(device)
+        self.longest = max(segment.prefix_length + segment.length for segment in self.segments)
+
+    @functools.cached_property
+    def varlen(self) -> VarlenIndex:
+        keys, lengths_q, lengths_k = [], [0], [0]
+        for segment in self.segments:
+            keys.append(torch.arange(segment.prefix_start, segment.prefix_start + segment.prefix_length))
+            keys.append(torch.arange(segment.start, segment.start + segment.length))
+            lengths_q.append(segment.length)
+            lengths_k.append(segment.prefix_length + segment.length)
+        cumulative_q, cumulative_k = (
+            torch.tensor(lengths).cumsum(0).to(self.device, torch.int32) for lengths in (lengths_q, lengths_k)
+        )
+        return VarlenIndex(torch.cat(keys).to(self.device), cumulative_q, cumulative_k, max(lengths_q), max(lengths_k))
+
+    @functools.cached_property
+    def padded(self) -> tuple[list[PaddedBatch], torch.Tensor]:
+        """One batch of the prompts and one of the completions, and where in their flattened outputs each stream
+        position
+        lies: int64 [S]."""
+        prompts = [segment for segment in self.segments if not segment.prefix_length]
+        completions = [segment for segment in self.segments if segment.prefix_length]
+        batches, offset = [], 0
+        outputs_S = torch.empty(sum(segment.length for segment in self.segments), dtype=torch.long)
+        for segments in (prompts, completions):
+            if not segments:
+                continue
+            batch = _padded_batch(segments)
+            width_q = batch.queries.shape[1]
+            for n, segment in enumerate(segments):
+                outputs_S[segment.start : segment.start + segment.length] = (
+                    offset + n * width_q + torch.arange(segment.length)
+                )
+            batches.append(PaddedBatch(*(x.to(self.device) for x in batch)))
+            offset += len(segments) * width_q
+        return batches, outputs_S.to(self.device)
+
+
+def _padded_batch(segments: Sequence[Segment]) -> PaddedBatch:
+    width_q = max(segment.length for segment in segments)
+    width_k = max(segment.prefix_length + segment.length for segment in segments)
+    queries = torch.zeros(len(segments), width_q, dtype=torch.long)
+    keys = torch.zeros(len(segments), width_k, dtype=torch.long)
+    mask = torch.zeros(len(segments), 1, width_q, width_k, dtype=torch.bool)
+    mask[:, :, :, 0] = True  # padding must attend to something
+    for n, segment in enumerate(segments):
+        prefix, length = segment.prefix_length, segment.length
+        own = torch.arange(segment.start, segment.start + length)
+        queries[n, :length] = own
+        keys[n, :prefix] = torch.arange(segment.prefix_start, segment.prefix_start + prefix)
+        keys[n, prefix : prefix + length] = own
+        mask[n, 0, :length, :prefix] = True
+        mask[n, 0, :length, prefix : prefix + length] = torch.ones(length, length).tril() > 0
+    return PaddedBatch(queries, keys, mask)

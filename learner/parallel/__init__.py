@@ -1,0 +1,1 @@
+"""Several learners that take one step together."""

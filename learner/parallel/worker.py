@@ -1,0 +1,121 @@
+"""LearnerWorker: a learner with its checkpoints, alone or one of several ranks.
+
+Knows files; knows neither the pipeline nor engines.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import torch
+import torch.distributed as dist
+
+from actors.types import Adapter
+from learner import checkpoint
+from learner.learner import Learner
+from learner.metrics import StepStats
+from learner.parallel import data_parallel
+from learner.parallel.data_parallel import DataParallel
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """A checkpoint that the learner continues from, and the state that was stored with it."""
+
+    folder: str
+    version: int
+    state: Mapping[str, object]
+
+
+class LearnerWorker:
+    """A learner whose checkpoints lie in `checkpoints`, of which the newest `keep` stay. `notes` are for the user.
+
+    `adapter_leaves_process`: adapters go to other processes, so that they are copied into one buffer of the host.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        *,
+        ranks: DataParallel,
+        checkpoints: Path,
+        base_model: str,
+        keep: int,
+        adapter_leaves_process: bool,
+        notes: list[str],
+    ) -> None:
+        self.learner = learner
+        self._ranks = ranks
+        self._store: dist.TCPStore | None = None
+        self._table: pa.Table | None = None
+        self._checkpoints = checkpoints
+        self._base_model = base_model
+        self._keep = keep
+        self._adapter_leaves_process = adapter_leaves_process
+        self._buffer: torch.Tensor | None = None
+        self._notes = notes
+
+    def notes(self) -> list[str]:
+        return self._notes
+
+    def resume(self, resume: str) -> Resumed | None:
+        """Continue from the checkpoint that run.resume names, or None if there is none."""
+        found = checkpoint.find(self._checkpoints, resume)
+        if found is None:
+            return None
+        adapter, tensors = checkpoint.load(found, self.learner.policy.lora.layout)
+        self.learner.load(adapter)
+        self.learner.load_state_dict(tensors)
+        algorithm = self.learner.algorithm
+        algorithm.kl_coefficient = found.state.get("kl_coefficient", algorithm.kl_coefficient)
+        return Resumed(str(found.folder), adapter.version, found.state)
+
+    def open_store(self, host: str) -> int:
+        """Listen for the other ranks on `host`; returns the port."""
+        self._store, port = data_parallel.open_store(host)
+        return port
+
+    def join(self, store_host: str, port: int, host: str, seconds: float) -> None:
+        """Meet the other ranks at the first one's store. `host` is this machine's address."""
+        store = self._store or data_parallel.connect_store(store_host, port, seconds=seconds)
+        data_parallel.join(store, self._ranks, host=host, device=self.learner.policy.device, seconds=seconds)
+        self.learner.data_parallel = self._ranks
+
+    def receive(self, table: pa.Table) -> None:
+        """Take the rows of the next step. All ranks have them before any of them begins."""
+        self._table = table
+
+    def step(self) -> StepStats:
+        """Learn from the rows that were received."""
+        assert self._table is not None
+        table, self._table = self._table, None
+        return self.learner.step(table)
+
+    def adapter(self) -> Adapter:
+        """The weights as they are now; in a buffer that the next call fills again if they leave the process."""
+        if self._adapter_leaves_process and self._buffer is None:
+            flat = self.learner.policy.lora.flat
+            self._buffer = torch.empty(flat.shape, dtype=flat.dtype, pin_memory=flat.is_cuda)
+        return self.learner.adapter(self._buffer)
+
+    def save(self, state: Mapping[str, object]) -> str:
+        """Write a checkpoint with `state` and return its folder."""
+        folder = checkpoint.save(
+            self._checkpoints,
+            adapter=self.learner.adapter(),
+            tensors=self.learner.state_dict(),
+            state={**state, "kl_coefficient": self.learner.algorithm.kl_coefficient},
+            base_model=self._base_model,
+            keep=self._keep,
+        )
+        return str(folder)
+
+    def save_adapter(self, folder: Path) -> None:
+        """Write the adapter in PEFT layout."""
+        checkpoint.save_adapter(folder, self.learner.adapter(), base_model=self._base_model)
+
+    def close(self) -> None:
+        """Leave the other ranks, if there are any: an engine in the same process has a process group of its own."""
+        if self.learner.data_parallel.world_size > 1:
+            data_parallel.leave()

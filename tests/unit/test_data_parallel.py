@@ -1,0 +1,92 @@
+"""Several ranks learn what one learner does, and share its rows fairly."""
+
+import multiprocessing
+from multiprocessing.queues import Queue
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from learner.metrics import StepStats
+from learner.parallel import data_parallel
+from learner.parallel.data_parallel import DataParallel
+from tests.helpers.learners import make_learner, make_policy
+from tests.helpers.presets import default_algorithm
+from tests.helpers.rollouts import group, table
+
+HOST, SECONDS, STEPS = "127.0.0.1", 60.0, 3
+
+
+@given(costs=st.lists(st.integers(1, 50), max_size=40), world_size=st.integers(1, 5))
+def test_every_row_has_one_rank_and_none_has_much_more(costs: list[int], world_size: int):
+    rows = list(range(len(costs)))
+    shards = [DataParallel(rank, world_size).shard(costs) for rank in range(world_size)]
+    assert [row for shard in shards for row in rows[shard]] == rows
+    assert max(sum(costs[shard]) for shard in shards) <= sum(costs) / world_size + max(costs, default=0)
+
+
+def some_rows(step: int) -> pa.Table:
+    """Groups of different lengths, of which the last teaches nothing."""
+    return table(
+        [
+            group(0, [1.0, 0.0, 0.5], completions=[[40, 41], [50, 51 + step, 52], [60]]),
+            group(1, [0.0, 1.0], completions=[[41, 42, 43, 44, 45], [51]]),
+            group(2, [1.0, 1.0]),
+        ]
+    )
+
+
+CHANGED: dict[str, dict[str, object]] = {
+    "grpo": {"kl_coefficient": 0.1},
+    "ppo": {"minibatches": 3, "kl_coefficient": 0.1, "kl_placement": "reward", "kl_target": 1e-3},
+    "online_dpo": {},
+}
+
+
+def train(folder: Path, rank: DataParallel, name: str) -> tuple[torch.Tensor, StepStats]:
+    learner = make_learner(make_policy(folder), default_algorithm(name, **CHANGED[name]))
+    learner.data_parallel = rank
+    for step in range(STEPS):
+        stats = learner.step(some_rows(step))
+    return learner.adapter().flat, stats
+
+
+def run_rank(rank: DataParallel, folder: Path, name: str, answers: Queue, ports: Queue) -> None:
+    torch.set_num_threads(1)
+    if rank.rank == 0:
+        store, port = data_parallel.open_store(HOST)
+        for _ in range(rank.world_size - 1):
+            ports.put(port)
+    else:
+        store = data_parallel.connect_store(HOST, ports.get(timeout=SECONDS), seconds=SECONDS)
+    data_parallel.join(store, rank, host=HOST, device="cpu", seconds=SECONDS)
+    flat, stats = train(folder, rank, name)
+    answers.put((rank.rank, flat.numpy(), stats))
+    data_parallel.leave()
+
+
+@pytest.mark.parametrize(("world_size", "name"), [(2, "grpo"), (3, "grpo"), (2, "ppo"), (2, "online_dpo")])
+def test_several_ranks_learn_what_one_learner_does(tiny_model: Path, world_size: int, name: str):
+    context = multiprocessing.get_context("spawn")
+    answers, ports = context.Queue(), context.Queue()
+    ranks = [DataParallel(rank, world_size) for rank in range(world_size)]
+    processes = [context.Process(target=run_rank, args=(rank, tiny_model, name, answers, ports)) for rank in ranks]
+    for process in processes:
+        process.start()
+    results = {rank: (flat, stats) for rank, flat, stats in (answers.get(timeout=120) for _ in processes)}
+    for process in processes:
+        process.join()
+    alone, expected = train(tiny_model, DataParallel(), name)
+    for rank in range(world_size):
+        flat, stats = results[rank]
+        assert (flat == results[0][0]).all(), "ranks drift apart"
+        torch.testing.assert_close(torch.from_numpy(flat), alone, atol=1e-6, rtol=1e-6)
+        for metric in ("loss", "grad_norm", "logprob_gap", "logprob_gap_max", "entropy", "reference_kl"):
+            assert getattr(stats, metric) == pytest.approx(getattr(expected, metric), abs=1e-6, rel=1e-5), metric
+        assert (stats.trained_completions, stats.trained_tokens) == (
+            expected.trained_completions,
+            expected.trained_tokens,
+        )
