@@ -114,8 +114,9 @@ class Journal:
             version = (batch.schema.metadata or {}).get(VERSION_KEY, b"none").decode()
             if not batch.schema.equals(SCHEMA, check_metadata=True):
                 raise JournalError(
-                    f"{file} was written by another version of Epiphany (rows of version {version}, not {VERSION}); "
-                    "finish that run with the version that began it, or choose another run.name"
+                    f"{file} was written by another version of Epiphany (its rows have schema {version}, this one's "
+                    f"{VERSION}, or other columns); finish that run with the version that began it, or choose another "
+                    "run.name"
                 )
             yield batch
             offset = end

@@ -52,9 +52,10 @@ def find_recipe(name: str) -> Recipe:
         return RECIPES[name]
     try:
         recipe = import_object(name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # the user's file may raise anything
         raise UsageError(
-            f"algorithm.name={name} is neither one of {', '.join(ALGORITHMS)} nor module:RECIPE ({error})"
+            f"algorithm.name={name} is neither one of {', '.join(ALGORITHMS)} nor a module:RECIPE that can be imported "
+            f"({type(error).__name__}: {error})"
         ) from error
     if not isinstance(recipe, Recipe):
         raise UsageError(f"algorithm.name={name}: not a Recipe (learner/algorithms/recipe.py)")

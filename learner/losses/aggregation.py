@@ -11,6 +11,8 @@ from functools import partial
 
 import torch
 
+from conf.errors import UsageError
+
 Weights = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -36,16 +38,19 @@ def sequence_sum(lengths_N: torch.Tensor, counted_N: torch.Tensor) -> torch.Tens
 
 
 def by_name(name: str, *, max_tokens: int) -> Weights:
-    """The function that algorithm.loss_aggregation names. Raises KeyError for an unknown name.
+    """The function that algorithm.loss_aggregation, or a recipe, names. Raises UsageError for an unknown name.
 
     `max_tokens` is the limit on the length of a completion (used by constant_length).
     """
-    return {
+    functions: dict[str, Weights] = {
         "sequence_mean": sequence_mean,
         "token_mean": token_mean,
         "constant_length": partial(constant_length, max_tokens=max_tokens),
         "sequence_sum": sequence_sum,
-    }[name]
+    }
+    if name not in functions:
+        raise UsageError(f"the aggregation {name!r} is none of {', '.join(functions)}")
+    return functions[name]
 
 
 def _completion_mean(counted_N: torch.Tensor) -> torch.Tensor:

@@ -50,6 +50,12 @@ def randomize(lora: FlatLora) -> None:
         lora.flat.add_(0.05 * torch.randn(lora.flat.shape, generator=generator))
 
 
+def gradient_of(lora: FlatLora) -> torch.Tensor:
+    """The flat gradient, as it is now."""
+    assert lora.flat.grad is not None
+    return lora.flat.grad
+
+
 def plain_logprobs(
     folder: Path, policy: Policy, rollouts: Rollouts, *, temperature: float = 1.0
 ) -> tuple[FlatLora, list[torch.Tensor], list[torch.Tensor]]:

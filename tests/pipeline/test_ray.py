@@ -39,7 +39,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable]:
     """Reserves room on one Ray cluster of this module's own; nothing of it is left afterwards."""
     folder = tmp_path_factory.mktemp("ray")
     import ray
-    from actors.runtime.base.ray import RayRuntime, Resources
+
+    from actors.runtime.ray import RayRuntime
+    from actors.runtime.ray_cluster import Resources
 
     runtime = RayRuntime(folder=folder)
 
@@ -74,14 +76,15 @@ class Road:
             wait_for(lambda kind=kind, count=count: len(ray_workers.pids(folder, kind)) == count)
 
     def sample(self, ordinals: range, meanwhile: Callable[[], None] = lambda: None) -> None:
-        """Until every group of `ordinals` was admitted; `meanwhile` happens after the first."""
+        """Until every group of `ordinals` was admitted; `meanwhile` happens once the first was sampled."""
         prompts = [Prompt(o, "", tuple(range(2, 6)), "", None, "") for o in ordinals]
         self.pipeline.dispatch(prompts, Sampling(1.0, 6), SAMPLES)
-        wanted, deadline, did = len(self.accepted) + len(ordinals), time.monotonic() + 50, False
-        while len(self.accepted) < wanted:
-            admissions = self.pipeline.poll(seconds=0.1)
-            self.accepted += [v.ordinal for v in admissions if v.accepted]
-            if self.accepted and not did:
+        expected, deadline, did = len(self.accepted) + len(ordinals), time.monotonic() + 50, False
+        while len(self.accepted) < expected:
+            self.accepted += [admission.ordinal for admission in self.pipeline.poll(seconds=0.1) if admission.accepted]
+            counters = self.pipeline.take_counters()
+            sampling = sum(line["in_flight"] for name, line in counters.items() if name.startswith("rollout"))
+            if sampling < len(ordinals) and not did:
                 meanwhile()
                 did = True
             assert time.monotonic() < deadline, (self.accepted, self.notes)

@@ -137,9 +137,14 @@ def test_what_changes_training_is_refused_or_said_when_a_run_goes_on(
         assert "holds another run" in output and message in output and "Traceback" not in output
     output = launch(overrides(tiny_model, folder, data, "learner.learning_rate=0.005"))
     assert "changed since this run began: learner.learning_rate: 0.01, now 0.005" in output
-    other = make_tiny_model(tmp_path / "other", seed=1)
-    output = launch(overrides(other, folder, data), expect=2)
-    assert "the base model's weights" in output
+
+
+def test_other_weights_behind_the_same_path_are_refused(tmp_path: Path):
+    model, folder = make_tiny_model(tmp_path / "model"), tmp_path / "run"
+    launch(overrides(model, folder, "run.steps=1", "evaluation.samples=0"))
+    make_tiny_model(model, seed=1)
+    output = launch(overrides(model, folder, "run.steps=2", "evaluation.samples=0"), expect=2)
+    assert "the base model's weights have changed" in output
 
 
 def test_a_run_goes_on_with_fewer_prompts_than_its_journal_holds(tiny_model: Path, tmp_path: Path):
@@ -221,7 +226,7 @@ def test_a_reward_that_scores_nothing_stops_the_run_with_the_reason(tiny_model: 
     [
         (["run.stepz=3"], "there is no setting run.stepz; did you mean run.steps?"),
         (["group_size=3"], "there is no setting group_size; did you mean algorithm.group_size?"),
-        (["algorithm.group_size=1"], "a group of 1 has no advantage"),
+        (["algorithm.group_size=1"], "algorithm.group_size=1: must be at least 2"),
         (["reward.terms=[{fn: nosuch.module:f}]"], "does not import"),
         (["data.max_prompt_tokens=3"], "all 20 prompts are over data.max_prompt_tokens=3"),
         (["data.prompt_column=ask"], "there is no such column, there are question, answer"),

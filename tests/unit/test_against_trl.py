@@ -4,6 +4,7 @@ import importlib
 import os
 from collections import defaultdict
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ REWARDS = torch.tensor([1.0, 0.0, 0.5, 0.25, 0.0, 1.0, 2.0, 0.0], dtype=torch.fl
 MAX_TOKENS = 6
 TOKENS = int(LENGTHS.sum())
 ROWS = torch.arange(8).repeat_interleave(LENGTHS)
+Result = tuple[torch.Tensor, torch.Tensor]  # loss and gradient
 
 
 class OneProcess:
@@ -57,11 +59,17 @@ def padded(values_A: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.pad(rows, (0, 5 - rows.shape[1]))
 
 
-def learned(algorithm: Algorithm, *, old: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Loss and gradient of an algorithm on all of it, in one micro-batch."""
+def unpadded(values: torch.Tensor | None) -> torch.Tensor:
+    """What `padded` made, as [A] again."""
+    assert values is not None
+    return torch.cat([row[:n] for row, n in zip(values, LENGTHS, strict=True)])
+
+
+def learned(algorithm: Algorithm, *, old: torch.Tensor) -> Result:
+    """An algorithm on all of it, in one micro-batch."""
     batch = rewarded_batch(REWARDS, GROUPS, LENGTHS)
     prepared = algorithm.prepare(batch, OldLogprobs(old, REFERENCE))
-    order = torch.cat([(row == ROWS).nonzero()[:, 0] for unit in prepared.pack_units for row in unit])
+    order = torch.cat([ROWS.eq(row).nonzero()[:, 0] for unit in prepared.pack_units for row in unit])
     policy = POLICY.clone().requires_grad_()
     inputs = LossInputs(
         rows_T=ROWS[order],
@@ -74,14 +82,15 @@ def learned(algorithm: Algorithm, *, old: torch.Tensor) -> tuple[torch.Tensor, t
     )
     loss = algorithm.loss(inputs)
     loss.backward()
+    assert policy.grad is not None
     return loss.detach(), policy.grad
 
 
-def ours(name: str, **changed: object) -> tuple[torch.Tensor, torch.Tensor]:
+def ours(name: str, **changed: Any) -> Result:
     return learned(default_algorithm(name, max_tokens=MAX_TOKENS, **changed), old=OLD)
 
 
-def stub(policy: torch.Tensor, **attributes: object) -> SimpleNamespace:
+def stub(policy: torch.Tensor, **attributes: object) -> Any:
     """What TRL's _compute_loss reads of its trainer."""
     defaults = {
         "_get_per_token_logps_and_entropies": lambda *_, **__: (policy, torch.zeros_like(policy), None),
@@ -105,15 +114,20 @@ def stub(policy: torch.Tensor, **attributes: object) -> SimpleNamespace:
     return SimpleNamespace(**(defaults | attributes))
 
 
+TOKENS_OF_TRL = {
+    "prompt_ids": torch.zeros(8, 1),
+    "prompt_mask": torch.ones(8, 1),
+    "completion_ids": torch.zeros(8, 5),
+}
+
+
 def theirs(
     loss_type: str, advantages: torch.Tensor, importance: torch.Tensor | None = None, **attributes: object
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> Result:
     policy = padded(POLICY).requires_grad_()
     mask = padded(torch.ones(TOKENS, dtype=torch.float64))
     inputs = {
-        "prompt_ids": torch.zeros(8, 1),
-        "prompt_mask": torch.ones(8, 1),
-        "completion_ids": torch.zeros(8, 5),
+        **TOKENS_OF_TRL,
         "completion_mask": mask,
         "advantages": advantages,
         "old_per_token_logps": padded(OLD),
@@ -125,16 +139,13 @@ def theirs(
         attributes["use_vllm"] = True
     loss = trl.GRPOTrainer._compute_loss(stub(policy, loss_type=loss_type, **attributes), None, inputs)
     loss.backward()
-    return loss.detach(), torch.cat([row[:n] for row, n in zip(policy.grad, LENGTHS, strict=True)])
+    return loss.detach(), unpadded(policy.grad)
 
 
 def group_advantages(scale: bool = True) -> torch.Tensor:
     rewards = REWARDS.view(2, 4)
     centered = rewards - rewards.mean(1, keepdim=True)
     return (centered / (rewards.std(1, keepdim=True) + 1e-4) if scale else centered).flatten()
-
-
-Result = tuple[torch.Tensor, torch.Tensor]  # loss and gradient
 
 
 def assert_same(result: Result, expected: Result) -> None:
@@ -195,16 +206,10 @@ def test_rloo_on_policy_has_trls_gradient():
     mask = padded(torch.ones(TOKENS, dtype=torch.float64))
     rewards = REWARDS - 0.05 * torch.zeros(8, dtype=torch.float64).index_add(0, ROWS, POLICY - REFERENCE)
     advantages = (rewards.view(2, 4) - (rewards.view(2, 4).sum(1, keepdim=True) - rewards.view(2, 4)) / 3).flatten()
-    inputs = {
-        "prompt_ids": torch.zeros(8, 1),
-        "prompt_mask": torch.ones(8, 1),
-        "completion_ids": torch.zeros(8, 5),
-        "completion_mask": mask,
-        "advantages": advantages,
-        "old_logps": padded(POLICY).sum(1),
-    }
+    old = padded(POLICY).sum(1)
+    inputs = {**TOKENS_OF_TRL, "completion_mask": mask, "advantages": advantages, "old_logps": old}
     trl.RLOOTrainer._compute_loss(stub(policy), None, inputs).backward()
-    expected = torch.cat([row[:n] for row, n in zip(policy.grad, LENGTHS, strict=True)])
+    expected = unpadded(policy.grad)
 
     kl = {"kl_coefficient": 0.05, "kl_estimator": "k1", "kl_placement": "reward"}
     rloo = default_algorithm("rloo", max_tokens=MAX_TOKENS, importance_sampling_cap=None, **kl)
@@ -222,17 +227,10 @@ def test_online_dpo_is_trls(kind: str):
     policy, reference = padded(POLICY).requires_grad_(), padded(REFERENCE)
     mask = padded(torch.ones(TOKENS, dtype=torch.float64))
     rows = [*chosen, *rejected]
-    model = SimpleNamespace(train=lambda: None, which="policy")
-    trainer = SimpleNamespace(
-        args=SimpleNamespace(
-            use_vllm=False,
-            missing_eos_penalty=None,
-            loss_type=kind,
-            torch_empty_cache_steps=None,
-            optim=None,
-            n_gpu=1,
-            gradient_accumulation_steps=1,
-        ),
+    unset = dict.fromkeys(("missing_eos_penalty", "torch_empty_cache_steps", "optim"))
+    model: Any = SimpleNamespace(train=lambda: None)
+    trainer: Any = SimpleNamespace(
+        args=SimpleNamespace(**unset, loss_type=kind, use_vllm=False, n_gpu=1, gradient_accumulation_steps=1),
         _generate=lambda *_: (torch.zeros(2, 1), torch.ones(2, 1), torch.zeros(4, 5, dtype=torch.long), mask[rows]),
         _forward=lambda which, *_: (reference if which == "reference" else policy)[rows],
         _calculate_rewards_from_functions=lambda **_: REWARDS[rows],
@@ -248,5 +246,5 @@ def test_online_dpo_is_trls(kind: str):
         state=SimpleNamespace(global_step=1),
     )
     loss = OnlineDPOTrainer.training_step(trainer, model, {"prompt": ["a", "b"]})
-    gradient = torch.cat([row[:n] for row, n in zip(policy.grad, LENGTHS, strict=True)])
+    gradient = unpadded(policy.grad)
     assert_same(ours("online_dpo", preference_loss=kind, beta=0.1), (loss, gradient))

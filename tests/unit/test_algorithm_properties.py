@@ -65,6 +65,7 @@ def loss_and_gradient(
     )
     loss = learned.loss(inputs)
     loss.backward()
+    assert policy.grad is not None
     return loss.detach(), policy.grad
 
 

@@ -3,6 +3,7 @@
 import multiprocessing
 from multiprocessing.queues import Queue
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -39,7 +40,7 @@ def some_rows(step: int) -> pa.Table:
     )
 
 
-CHANGED: dict[str, dict[str, object]] = {
+CHANGED: dict[str, dict[str, Any]] = {
     "grpo": {"kl_coefficient": 0.1},
     "ppo": {"minibatches": 3, "kl_coefficient": 0.1, "kl_placement": "reward", "kl_target": 1e-3},
     "online_dpo": {},
@@ -49,9 +50,8 @@ CHANGED: dict[str, dict[str, object]] = {
 def train(folder: Path, rank: DataParallel, name: str) -> tuple[torch.Tensor, StepStats]:
     learner = make_learner(make_policy(folder), default_algorithm(name, **CHANGED[name]))
     learner.data_parallel = rank
-    for step in range(STEPS):
-        stats = learner.step(some_rows(step))
-    return learner.adapter().flat, stats
+    stats = [learner.step(some_rows(step)) for step in range(STEPS)]
+    return learner.adapter().flat, stats[-1]
 
 
 def run_rank(rank: DataParallel, folder: Path, name: str, answers: Queue, ports: Queue) -> None:

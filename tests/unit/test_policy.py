@@ -14,7 +14,7 @@ from learner.learner import FIRST_LOSS_SCALE, Learner
 from learner.micro_batch_limit import OutOfMemory
 from learner.minibatches import MicroBatch, micro_batches
 from learner.model.policy import Tokens
-from tests.helpers.learners import a_table, make_learner, make_policy, plain_logprobs
+from tests.helpers.learners import a_table, gradient_of, make_learner, make_policy, plain_logprobs
 from tests.helpers.presets import algorithm
 from tests.helpers.rollouts import group, table
 
@@ -33,7 +33,7 @@ def test_packed_logprobs_equal_plain_forward_passes(tiny_model: Path):
 
     torch.cat(expected).square().sum().backward()
     packed.square().sum().backward()
-    difference = (policy.lora.flat.grad - oracle.flat.grad).norm() / oracle.flat.grad.norm()
+    difference = (gradient_of(policy.lora) - gradient_of(oracle)).norm() / gradient_of(oracle).norm()
     assert difference < 1e-5
 
 
@@ -48,7 +48,7 @@ def test_one_batch_of_eight_equals_micro_batches(tiny_model: Path, kl: float):
     for tokens in (8192, 20, 1):
         learner = make(tiny_model, micro_batch_tokens=tokens, kl=kl)
         sums = learner.accumulate(a_table())
-        gradients.append((learner.policy.lora.flat.grad, sums["loss"]))
+        gradients.append((gradient_of(learner.policy.lora), sums["loss"]))
     full_batch, loss = gradients[0]
     assert full_batch.abs().max() > 1e-3
     for gradient, other_loss in gradients[1:]:
@@ -60,14 +60,16 @@ def test_checkpointed_gradients_are_the_same(tiny_model: Path):
     plain, checkpointed = make(tiny_model), make(tiny_model, checkpointing=True)
     plain.accumulate(a_table())
     checkpointed.accumulate(a_table())
-    torch.testing.assert_close(checkpointed.policy.lora.flat.grad, plain.policy.lora.flat.grad, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(
+        gradient_of(checkpointed.policy.lora), gradient_of(plain.policy.lora), atol=1e-6, rtol=1e-6
+    )
 
 
 def test_groups_without_variance_have_no_gradient(tiny_model: Path):
     learner = make(tiny_model)
     sums = learner.accumulate(table([group(0, [1.0, 1.0]), group(1, [0.0, 0.0])]))
     assert sums["rows"] == 0
-    assert not learner.policy.lora.flat.grad.any()
+    assert not gradient_of(learner.policy.lora).any()
 
 
 def test_a_step_raises_the_probability_of_what_was_better(tiny_model: Path):
@@ -144,24 +146,26 @@ def test_out_of_memory_halves_the_micro_batch_once_and_says_so(tiny_model: Path)
 def test_float16_gradients_are_scaled_and_overflow_is_survived(tiny_model: Path, monkeypatch: pytest.MonkeyPatch):
     exact = make(tiny_model)
     exact.accumulate(a_table())
-    unscaled = exact.policy.lora.flat.grad.norm().item()
+    unscaled = gradient_of(exact.policy.lora).norm().item()
     scaled = make_learner(make_policy(tiny_model, dtype="float16"), algorithm(), learning_rate=1e-4)
     scaled.accumulate(a_table())
-    assert scaled.policy.lora.flat.grad.norm().item() == pytest.approx(FIRST_LOSS_SCALE * unscaled, rel=1e-2)
+    assert gradient_of(scaled.policy.lora).norm().item() == pytest.approx(FIRST_LOSS_SCALE * unscaled, rel=1e-2)
     assert FIRST_LOSS_SCALE > 1
 
     monkeypatch.setattr(learner_module, "FIRST_LOSS_SCALE", 2.0**40)  # overflows
     half = make_policy(tiny_model, dtype="float16")
     learner = make_learner(half, algorithm(), learning_rate=1e-4)
     learner.accumulate(a_table())
-    assert not half.lora.flat.grad.isfinite().all()
+    assert not gradient_of(half.lora).isfinite().all()
     learner.step(a_table())
     exact.step(a_table())
-    difference = (half.lora.flat.grad - exact.policy.lora.flat.grad).norm() / exact.policy.lora.flat.grad.norm()
+    difference = (gradient_of(half.lora) - gradient_of(exact.policy.lora)).norm() / gradient_of(
+        exact.policy.lora
+    ).norm()
     assert difference < 1e-2
     # The scale has fallen for good.
     learner.accumulate(a_table())
-    assert half.lora.flat.grad.isfinite().all()
+    assert gradient_of(half.lora).isfinite().all()
 
 
 def test_the_8_bit_optimizer_moves_as_the_plain_one_does(tiny_model: Path):

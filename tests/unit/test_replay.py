@@ -184,7 +184,7 @@ def test_a_journal_of_another_version_is_refused_with_a_sentence(
     journal.append({0: batch(0).replace_schema_metadata(metadata)})
     journal.close()
     (file,) = tmp_path.iterdir()
-    message = rf"{file.name} was written by another version .*rows of version {version}, not {VERSION}\).*run\.name"
+    message = rf"{file.name} was written by another version .*schema {version}, this one.s {VERSION}.*run\.name"
     with pytest.raises(JournalError, match=message):
         recovered(tmp_path)
     assert file.exists()  # the rows are for the version that wrote them

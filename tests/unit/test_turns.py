@@ -10,7 +10,7 @@ import torch
 from actors.types import Turn
 from learner.batch import Rollouts
 from learner.minibatches import MicroBatch, micro_batches, unit_costs
-from tests.helpers.learners import a_table_of_turns, make_learner, make_policy, plain_logprobs
+from tests.helpers.learners import a_table_of_turns, gradient_of, make_learner, make_policy, plain_logprobs
 from tests.helpers.presets import default_algorithm
 from tests.helpers.rollouts import group, table, turns_of
 
@@ -71,7 +71,7 @@ def test_packed_logprobs_and_gradients_equal_plain_forward_passes(tiny_model: Pa
 
     expected.square().sum().backward()
     logprobs.square().sum().backward()
-    difference = (policy.lora.flat.grad - oracle.flat.grad).norm() / oracle.flat.grad.norm()
+    difference = (gradient_of(policy.lora) - gradient_of(oracle)).norm() / gradient_of(oracle).norm()
     assert difference < 1e-5
 
 
@@ -94,25 +94,24 @@ def test_the_loss_weighs_sampled_tokens_alone(tiny_model: Path, aggregation: str
     loss.backward()
     assert sums["loss"] == pytest.approx(loss.item(), abs=1e-5)
     assert sums["tokens"] == sum(SAMPLED)
-    difference = (policy.lora.flat.grad - oracle.flat.grad).norm() / oracle.flat.grad.norm()
+    difference = (gradient_of(policy.lora) - gradient_of(oracle)).norm() / gradient_of(oracle).norm()
     assert difference < 1e-4
 
 
-def gradient_of(folder: Path, first: list[int], turns: Sequence[Turn]) -> torch.Tensor:
+def gradient_on(folder: Path, first: list[int], turns: Sequence[Turn]) -> torch.Tensor:
     """The gradient on a trajectory of these tokens and turns beside a worse one."""
     learner = make_learner(make_policy(folder), default_algorithm("grpo"))
     rows = group(0, [1.0, 0.0], completions=[first, [50, 51]], turns=[turns, turns_of(2)])
     learner.accumulate(table([rows]))
-    assert learner.policy.lora.flat.grad is not None
-    return learner.policy.lora.flat.grad
+    return gradient_of(learner.policy.lora)
 
 
 def test_given_tokens_are_read_but_those_after_the_last_sampled_one_change_nothing(tiny_model: Path):
     ends_given, ends_sampled = turns_of(2, 3), turns_of(2, 3, 1)
-    plain = gradient_of(tiny_model, [40, 41], turns_of(2))
+    plain = gradient_on(tiny_model, [40, 41], turns_of(2))
     for given in ([60, 61, 62], [70, 71, 72]):
-        torch.testing.assert_close(gradient_of(tiny_model, [40, 41, *given], ends_given), plain, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(gradient_on(tiny_model, [40, 41, *given], ends_given), plain, atol=1e-6, rtol=1e-5)
     first, second = (
-        gradient_of(tiny_model, [40, 41, *given, 42], ends_sampled) for given in ([60, 61, 62], [70, 71, 72])
+        gradient_on(tiny_model, [40, 41, *given, 42], ends_sampled) for given in ([60, 61, 62], [70, 71, 72])
     )
     assert (first - second).norm() > 1e-3 * first.norm()

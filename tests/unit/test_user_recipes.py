@@ -77,7 +77,7 @@ def test_the_learner_trains_by_a_users_recipe(tiny_model: Path, file: Path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("gppo", "is neither one of grpo, .*online_dpo nor module:RECIPE"),
+        ("gppo", "is neither one of grpo, .*online_dpo nor a module:RECIPE"),
         ("{file}:RECIPES", "has no attribute 'RECIPES'"),
         ("{file}:NOT_A_RECIPE", "not a Recipe"),
         ("{folder}/missing.py:RECIPE", "no file .*missing.py"),
