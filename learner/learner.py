@@ -102,8 +102,6 @@ class Learner:
         if "random_cuda" in tensors:
             torch.cuda.set_rng_state(tensors["random_cuda"].cpu())
 
-    # Before the first optimizer step
-
     def _prepare_batch(self, table: pa.Table) -> PreparedBatch:
         rollouts = Rollouts.from_table(table)
         old = self._limit.retry(lambda: self._old_logprobs(rollouts)) if self._needs_old_logprobs else None
@@ -121,18 +119,14 @@ class Learner:
         return self.algorithm.settings.epochs * self.algorithm.settings.minibatches
 
     def _old_logprobs(self, rollouts: Rollouts) -> OldLogprobs:
-        micro_batches = self._share(rollouts, [(row,) for row in range(len(rollouts.token_ids))])
-        size = int(rollouts.rewarded.lengths_N.sum())
         return precompute_logprobs(
-            micro_batches,
-            size,
+            self._share(rollouts, [(row,) for row in range(len(rollouts.token_ids))]),
+            int(rollouts.rewarded.lengths_N.sum()),
             policy=self.policy,
             needs_reference=self.algorithm.reference_in_loss or self.algorithm.reference_in_reward,
             critic=self.critic,
             data_parallel=self.data_parallel,
         )
-
-    # One optimizer step
 
     def accumulate(self, table: pa.Table) -> StepSums:
         """Leave the gradient of the loss on this rank's rows of `table`, as one optimizer step, in the flat gradient.
@@ -236,8 +230,6 @@ class Learner:
             sums.add(
                 batch, inputs, loss, entropy_T, algorithm, has_clip=self._steps_per_batch > 1, value_loss=value_loss
             )
-
-    # After the last
 
     def _report(self, stats: StepStats, batch: PreparedBatch, sums: Sequence[StepSums]) -> None:
         algorithm = self.algorithm
