@@ -70,12 +70,12 @@ class Measurements:
             self._report("decode-w", W_SEQUENCES, tokens=self._arguments.long, **runs)
         for count in set(sizes).intersection(BUSY_SIZES if self._arguments.busy else ()):
             self.busy(count)
-        for count in sizes if ON_GPU else ():
-            self.device(count)
         if self._arguments.profile:
             self._arguments.profile.mkdir(parents=True, exist_ok=True)
             for count in sizes:
                 self.kernels(count)
+        for count in sizes if ON_GPU else ():
+            self.device(count)
 
     def steps(self, count: int) -> None:
         self._report("decode", count, tokens=self._tokens, **self._bench.runs(count, self._tokens))

@@ -147,4 +147,4 @@ def test_the_plain_loader_reads_the_shapes_of_the_benchmarks(tmp_path: Path):
 
     folder = random_model("tiny", folder=tmp_path)
     model = AutoModelForCausalLM.from_pretrained(folder)
-    assert model.config.hidden_size == 64 and model.dtype == torch.bfloat16
+    assert model.config.hidden_size == 128 and model.dtype == torch.bfloat16
