@@ -1,7 +1,8 @@
 # The two commands: `make train` and `make test`. Both make .venv first; nothing else is to be set up.
 
 RUN := .venv/bin/python
-WORKERS := 2
+# Test processes; 0: none beside this one.
+WORKERS := 0
 
 .PHONY: train test nightly bench check env dev clean
 train: env
