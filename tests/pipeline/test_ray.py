@@ -214,6 +214,7 @@ def test_a_run_over_ray_gives_the_numbers_of_one_process(tiny_model: Path, tmp_p
         torch.testing.assert_close(adapters[1][name], tensor, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.nightly
 def test_a_learner_or_the_driver_dies_and_the_run_goes_on_from_the_checkpoint(tiny_model: Path, tmp_path: Path):
     folder = tmp_path / "run"
     arguments = overrides(
@@ -251,6 +252,7 @@ def test_a_learner_or_the_driver_dies_and_the_run_goes_on_from_the_checkpoint(ti
     wait_until_gone([process for process in processes if name_of(process).startswith(("ray::", "raylet", "gcs"))])
 
 
+@pytest.mark.nightly
 def test_an_engine_over_two_devices_learns_over_ray_and_leaves_nothing(tmp_path: Path):
     """One of its processes is killed on the way."""
     model = make_tiny_model(tmp_path / "model", hidden=256)
