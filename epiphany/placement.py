@@ -22,9 +22,7 @@ def make_runtime(settings: Settings, folder: Path) -> Runtime:
     from actors.runtime.ray import RayRuntime, Resources
 
     tensor_parallel = settings.engine.tensor_parallel_size
-    threads = settings.hardware.threads or max(
-        1, len(os.sched_getaffinity(0)) // (asked.rollout_workers + asked.learner_data_parallel_size)
-    )
+    threads = settings.hardware.threads or share_of_cores(settings)
     cpus: dict[str, tuple[int, float]] = {
         "rollout": (asked.rollout_workers, threads * tensor_parallel),
         "learner": (asked.learner_data_parallel_size, threads),
@@ -49,6 +47,14 @@ def make_runtime(settings: Settings, folder: Path) -> Runtime:
         runtime.close()
         raise
     return runtime
+
+
+def share_of_cores(settings: Settings) -> int:
+    """Cores for one worker: with Ray, the rollout workers and learners of a machine share its cores."""
+    runtime, cores = settings.runtime, len(os.sched_getaffinity(0))
+    if runtime.name == "local":
+        return cores
+    return max(1, cores // (runtime.rollout_workers + runtime.learner_data_parallel_size))
 
 
 def timeouts_of(settings: Settings) -> Timeouts:

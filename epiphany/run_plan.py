@@ -19,6 +19,7 @@ from actors.models.weight_sharing import build_meta_model, resolve_kept_modules
 from actors.types import AdapterLayout
 from conf.errors import UsageError
 from conf.schema import Settings
+from epiphany.placement import share_of_cores
 from learner.algorithms.table import has_critic
 from learner.memory.advice import plan_memory
 from learner.memory.footprint import GIB, ROLES, ModelShape, Process, Way, Workload
@@ -71,7 +72,7 @@ def choose_device(settings: Settings) -> Device:
         kind = "cuda" if has_gpu else "cpu"
     if kind == "cuda" and not has_gpu:
         raise UsageError("hardware.device=cuda: torch sees no GPU here; use hardware=auto or hardware=cpu")
-    threads = settings.hardware.threads or _share_of_cores(settings)
+    threads = settings.hardware.threads or share_of_cores(settings)
     return Device(kind, threads, choose_dtype(settings.model.dtype, kind))
 
 
@@ -230,14 +231,6 @@ def _check_positions(model: PreTrainedModel, longest: int, path: str) -> None:
             f"data.max_prompt_tokens + sampling.max_tokens = {longest}: {path} has {positions} positions; lower one of "
             "them"
         )
-
-
-def _share_of_cores(settings: Settings) -> int:
-    """Cores for one worker: with Ray, the rollout workers and learners of a machine share its cores."""
-    runtime, cores = settings.runtime, len(os.sched_getaffinity(0))
-    if runtime.name == "local":
-        return cores
-    return max(1, cores // (runtime.rollout_workers + runtime.learner_data_parallel_size))
 
 
 def _share_of_gpu(settings: Settings, roles: frozenset[str]) -> float:
