@@ -4,6 +4,11 @@ They change speed and memory, not the result beyond rounding. Knows liger-kernel
 """
 
 import importlib.util
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import FunctionType, ModuleType
+from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -19,5 +24,35 @@ def fuse(model: PreTrainedModel) -> str | None:
     apply = MODEL_TYPE_TO_APPLY_LIGER_FN.get(model.config.model_type)
     if apply is None:
         return f"liger-kernel does not support {model.config.model_type}"
+    module = sys.modules[type(model).__module__]
+    before = dict(vars(module))
     apply(rope=True, rms_norm=True, swiglu=True, cross_entropy=False, fused_linear_cross_entropy=False, model=model)
+    _confine(module, before)
     return None
+
+
+@dataclass(frozen=True)
+class _ByDevice:
+    """A function of tensors: `fused` on a GPU, `plain` elsewhere."""
+
+    fused: Callable[..., Any]
+    plain: Callable[..., Any]
+
+    def __call__(self, first: Any, *rest: Any, **keywords: Any) -> Any:
+        return (self.fused if first.is_cuda else self.plain)(first, *rest, **keywords)
+
+
+def _confine(module: ModuleType, before: dict[str, Any]) -> None:
+    """Keep what liger-kernel changed in transformers' `module` from models that are not on a GPU.
+
+    Its classes stay only in the model that was fused; a model made later on the CPU or the meta device must not get
+    them. A function is looked up at each call, so it goes by the device.
+    """
+    for name, old in before.items():
+        new = getattr(module, name)
+        if new is old:
+            continue
+        if isinstance(new, FunctionType):
+            setattr(module, name, _ByDevice(new, old.plain if isinstance(old, _ByDevice) else old))
+        else:
+            setattr(module, name, old)

@@ -20,8 +20,10 @@ from conf.schema import LoraSettings
 from learner.batch import Rollouts
 from learner.learner import Learner
 from learner.model.attention import NAME
+from learner.model.fused import fuse
 from learner.model.policy import Policy
 from learner.model.softmax import softmax_in_place
+from learner.model.supported import check_attention
 from tests.helpers.learners import make_learner
 from tests.helpers.presets import algorithm
 from tests.helpers.rollouts import group, scored, table
@@ -54,6 +56,16 @@ def base(path: str, dtype: str, attention: str = NAME) -> Any:
         trust_remote_code=False,
         attention=attention,
     )
+
+
+def test_fused_kernels_stay_out_of_models_that_are_not_on_the_gpu(smollm2: str):
+    pytest.importorskip("liger_kernel")
+    for _ in range(2):
+        assert fuse(base(smollm2, "bfloat16")) is None
+        source = ModelSource(smollm2, None, "")
+        check_attention(
+            build_meta_model(source, dtype="bfloat16", trust_remote_code=False, attention=NAME), longest=100
+        )
 
 
 def some_rollouts(count: int = 4, length: int = 96) -> Any:
