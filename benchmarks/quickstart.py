@@ -1,8 +1,8 @@
 """Candidates for the quickstart's settings, compared: `python -m benchmarks.quickstart [candidate ...] [override ...]`.
 
 The held-out questions of the quickstart are left out altogether, so that they choose nothing: each seed holds out
-others of the rest. `--seeds 0 1 2` chooses the seeds. One JSON line for each run: accuracy on the held-out questions
-every EVERY steps, beside the tokens that had been sampled and trained until then, which decide the time on a CPU.
+others of the rest. `--seeds 0 1 2`, last, chooses the seeds. One JSON line for each run: accuracy on the held-out
+questions every EVERY steps, beside the seconds of the steps until then and the tokens that were trained in them.
 """
 
 import argparse
@@ -36,7 +36,9 @@ CANDIDATES = {
     "dr-grpo": ("algorithm=dr_grpo",),
     "dapo": ("algorithm=dapo", "algorithm.overlong_buffer=0"),
     "filter": ("algorithm.zero_variance_groups=filter",),
+    "token-mean": ("algorithm.loss_aggregation=token_mean",),
     "brief": (BRIEF,),
+    "brief-filter": (BRIEF, "algorithm.zero_variance_groups=filter"),
     "brief-lr-2e-4": (BRIEF, "learner.learning_rate=2e-4"),
     "brief-lr-1e-3": (BRIEF, "learner.learning_rate=1e-3"),
     "brief-8-tokens": (BRIEF, "sampling.max_tokens=8"),
@@ -56,15 +58,15 @@ def write_other_questions(settings: Settings, file: Path) -> None:
 
 
 def curve(rows: Rows, evaluations: Rows) -> list[dict[str, float]]:
-    """Greedy and sampled accuracy at each evaluation, and the tokens sampled and trained until then."""
-    sampled = [0.0, *itertools.accumulate(row["completion_tokens"] for row in rows)]
+    """Greedy and sampled accuracy at each evaluation, and the seconds and trained tokens of the steps until then."""
+    seconds = [0.0, *itertools.accumulate(row["seconds"] for row in rows)]
     trained = [0, *itertools.accumulate(row["stream_tokens"] for row in rows)]
     return [
         {
             "step": e["step"],
             "greedy": e["greedy"]["lenient"],
             "sampled": e["sampled"]["lenient"],
-            "completion_tokens": sampled[e["step"]],
+            "seconds": round(seconds[e["step"]], 1),
             "stream_tokens": trained[e["step"]],
         }
         for e in evaluations
