@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from epiphany.trainer import Trainer
 
 PACKAGES = ("conf", "rewards", "actors", "learner", "epiphany")
+SWEPT: list[Path] = []  # the run folders of this process's sweep
 
 
 def train(trainer: Trainer, stop: Stop) -> None:
@@ -81,6 +82,7 @@ def _sweep_job(settings: Settings) -> None:
     overrides = list(HydraConfig.get().overrides.task)
     folder = sweep_folder(settings.run.folder, overrides)
     command = [sys.executable, str(Path(__file__).resolve()), *overrides, f"run.folder={folder}"]
+    SWEPT.append(Path(folder))
     code = subprocess.run(command, check=False).returncode
     if code:
         sys.exit(code)
@@ -121,7 +123,15 @@ def main() -> None:
         sys.argv[1:] = normalize_overrides(sys.argv[1:])
     except UsageError as error:
         _fail(error)
-    _hydra_main()
+    try:
+        _hydra_main()
+    finally:
+        if SWEPT:
+            from rich.console import Console
+
+            from epiphany.report.sweep import show_sweep
+
+            show_sweep(Console(), SWEPT)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from launch import train
 EVERY = 8  # steps
 BASE = ("experiment=quickstart",)
 BRIEF = "data.system_prompt=Answer with the number only."
+DAPO = ("algorithm=dapo", "algorithm.overlong_buffer=0")
 CANDIDATES = {
     "as-before": (),
     "lr-2e-4": ("learner.learning_rate=2e-4",),
@@ -34,7 +35,7 @@ CANDIDATES = {
     "entropy-0.01": ("algorithm.entropy_coefficient=0.01",),
     "kl-0.02": ("algorithm.kl_coefficient=0.02",),
     "dr-grpo": ("algorithm=dr_grpo",),
-    "dapo": ("algorithm=dapo", "algorithm.overlong_buffer=0"),
+    "dapo": DAPO,
     "filter": ("algorithm.zero_variance_groups=filter",),
     "token-mean": ("algorithm.loss_aggregation=token_mean",),
     "brief": (BRIEF,),
@@ -42,11 +43,15 @@ CANDIDATES = {
     "brief-lr-2e-4": (BRIEF, "learner.learning_rate=2e-4"),
     "brief-lr-1e-3": (BRIEF, "learner.learning_rate=1e-3"),
     "brief-8-tokens": (BRIEF, "sampling.max_tokens=8"),
+    "brief-4-tokens-dapo": (BRIEF, *DAPO, "sampling.max_tokens=4"),
+    "brief-8-tokens-dapo": (BRIEF, *DAPO, "sampling.max_tokens=8"),
+    "8-tokens-dapo": (*DAPO, "sampling.max_tokens=8"),
+    "8-tokens-filter": ("algorithm.zero_variance_groups=filter", "sampling.max_tokens=8"),
     "brief-16x8": (BRIEF, "algorithm.prompts_per_step=16"),
     "brief-8x16": (BRIEF, "algorithm.group_size=16"),
     "brief-warm": (BRIEF, "sampling.temperature=1.2"),
     "brief-dr-grpo": (BRIEF, "algorithm=dr_grpo"),
-    "brief-dapo": (BRIEF, "algorithm=dapo", "algorithm.overlong_buffer=0"),
+    "brief-dapo": (BRIEF, *DAPO),
 }
 
 

@@ -13,6 +13,7 @@ from actors.data.readers import GYM, BadRow, DataError, read_rows
 
 PROMPT_COLUMNS = ("messages", "prompt", "question", "problem")
 ANSWER_COLUMNS = ("answer", "ground_truth", "target", "solution", "label")
+MEDIA = ("image", "images", "video", "videos", "audio")
 SHAREGPT = (
     'the rows are ShareGPT\'s; rename "conversations" to "messages", "from" to "role" (of human: user, of gpt: '
     'assistant) and "value" to "content"'
@@ -107,6 +108,8 @@ def _to_row(row: object, prompt_column: str, answer_column: str | None, *, task:
         raise row
     if not isinstance(row, dict):
         raise BadRow(f"not an object but {type(row).__name__}")
+    if media := next((name for name in MEDIA if row.get(name) not in (None, "", [])), None):
+        raise BadRow(f"{media} is not read: models are given text only; leave the column out if the text is enough")
     messages = _messages(row.get(prompt_column), prompt_column)
     if system_prompt and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": system_prompt})

@@ -198,6 +198,14 @@ def test_a_folder_without_a_tokenizer_is_refused(tiny_model: Path, tmp_path: Pat
         load_tokenizer(ModelSource(str(folder), None, ""), chat_template=None, trust_remote_code=False)
 
 
+@pytest.mark.parametrize("garbage", ["", "{", "[]", '{"version": "1.0", "model": {"type": "BPE"}}'])
+def test_a_damaged_tokenizer_is_refused(tiny_model: Path, tmp_path: Path, garbage: str):
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    (folder / "tokenizer.json").write_text(garbage)
+    with pytest.raises(ModelError, match="holds no tokenizer that can be read"):
+        load_tokenizer(ModelSource(str(folder), None, ""), chat_template=None, trust_remote_code=False)
+
+
 def test_a_chat_template_is_text_or_a_file_that_is_there(tiny_model: Path, tmp_path: Path):
     source = ModelSource(str(tiny_model), None, "")
     (tmp_path / "template.jinja").write_text("{{ messages }}")

@@ -166,6 +166,16 @@ def test_a_message_that_is_no_text_is_refused(tmp_path: Path, content: object, m
         load(write_jsonl(tmp_path / "a.jsonl", rows))
 
 
+def test_rows_with_an_image_are_refused(tmp_path: Path):
+    rows = [
+        {"question": "q", "answer": "1", "image": None},
+        {"question": "What is shown?", "answer": "1", "image": "a"},
+    ]
+    with pytest.raises(DataError, match=":2: image is not read: models are given text only"):
+        load(write_jsonl(tmp_path / "a.jsonl", rows))
+    assert len(load(write_jsonl(tmp_path / "b.jsonl", rows[:1])).rows) == 1
+
+
 @pytest.mark.parametrize("size", [0, 100, -100])
 def test_a_truncated_parquet_file_is_refused(tmp_path: Path, size: int):
     file = tmp_path / "a.parquet"
