@@ -43,10 +43,8 @@ CANDIDATES = {
     "brief-lr-2e-4": (BRIEF, "learner.learning_rate=2e-4"),
     "brief-lr-1e-3": (BRIEF, "learner.learning_rate=1e-3"),
     "brief-8-tokens": (BRIEF, "sampling.max_tokens=8"),
-    "brief-4-tokens-dapo": (BRIEF, *DAPO, "sampling.max_tokens=4"),
-    "brief-8-tokens-dapo": (BRIEF, *DAPO, "sampling.max_tokens=8"),
-    "8-tokens-dapo": (*DAPO, "sampling.max_tokens=8"),
-    "8-tokens-filter": ("algorithm.zero_variance_groups=filter", "sampling.max_tokens=8"),
+    "dapo-linear": (*DAPO, "learner.schedule=linear", "run.steps=16"),
+    "filter-linear": ("algorithm.zero_variance_groups=filter", "learner.schedule=linear", "run.steps=32"),
     "brief-16x8": (BRIEF, "algorithm.prompts_per_step=16"),
     "brief-8x16": (BRIEF, "algorithm.group_size=16"),
     "brief-warm": (BRIEF, "sampling.temperature=1.2"),
@@ -91,7 +89,7 @@ def main() -> None:
         questions = Path(folder) / "questions.jsonl"
         write_other_questions(load_settings(*base), questions)
         data = ("data=file", f"data.source={questions}", "data.max_prompt_tokens=128", "data.held_out=40")
-        for name, seed in itertools.product(names, arguments.seeds):
+        for seed, name in itertools.product(arguments.seeds, names):
             run = Path(folder) / f"{name}-{seed}"
             run_settings = (f"evaluation.every={EVERY}", f"run.seed={seed}", f"data.seed={seed}", f"run.folder={run}")
             chosen = load_settings(*base, *data, *CANDIDATES[name], *run_settings)
