@@ -24,6 +24,10 @@ from launch import train
 EVERY = 8  # steps
 BASE = ("experiment=quickstart",)
 BRIEF = "data.system_prompt=Answer with the number only."
+NEGATIVE = "data.system_prompt=Answer with the number only. It may be negative."
+SIGNED = "data.system_prompt='Answer with a number, such as 12 or -3.'"
+FILTER = "algorithm.zero_variance_groups=filter"
+LINEAR = "learner.schedule=linear"
 DAPO = ("algorithm=dapo", "algorithm.overlong_buffer=0")
 CANDIDATES = {
     "as-before": (),
@@ -36,20 +40,33 @@ CANDIDATES = {
     "kl-0.02": ("algorithm.kl_coefficient=0.02",),
     "dr-grpo": ("algorithm=dr_grpo",),
     "dapo": DAPO,
-    "filter": ("algorithm.zero_variance_groups=filter",),
+    "filter": (FILTER,),
     "token-mean": ("algorithm.loss_aggregation=token_mean",),
     "brief": (BRIEF,),
-    "brief-filter": (BRIEF, "algorithm.zero_variance_groups=filter"),
+    "brief-filter": (BRIEF, FILTER),
     "brief-lr-2e-4": (BRIEF, "learner.learning_rate=2e-4"),
     "brief-lr-1e-3": (BRIEF, "learner.learning_rate=1e-3"),
     "brief-8-tokens": (BRIEF, "sampling.max_tokens=8"),
-    "dapo-linear": (*DAPO, "learner.schedule=linear", "run.steps=16"),
-    "filter-linear": ("algorithm.zero_variance_groups=filter", "learner.schedule=linear", "run.steps=32"),
     "brief-16x8": (BRIEF, "algorithm.prompts_per_step=16"),
     "brief-8x16": (BRIEF, "algorithm.group_size=16"),
     "brief-warm": (BRIEF, "sampling.temperature=1.2"),
     "brief-dr-grpo": (BRIEF, "algorithm=dr_grpo"),
     "brief-dapo": (BRIEF, *DAPO),
+    "dapo-linear": (*DAPO, LINEAR, "run.steps=16"),
+    "filter-linear": (FILTER, LINEAR, "run.steps=32"),
+    "brief-linear": (BRIEF, LINEAR, "run.steps=32"),
+    "brief-filter-linear": (BRIEF, FILTER, LINEAR, "run.steps=32"),
+    "brief-dapo-linear": (BRIEF, *DAPO, LINEAR, "run.steps=16"),
+    "warm-linear": ("sampling.temperature=1.2", LINEAR),
+    "negative-linear": (NEGATIVE, LINEAR),
+    "signed": (SIGNED,),
+    "signed-linear": (SIGNED, LINEAR),
+    "signed-filter-linear": (SIGNED, FILTER, LINEAR),
+    "signed-dr-grpo": (SIGNED, "algorithm=dr_grpo"),
+    "signed-lr-1e-3-linear": (SIGNED, LINEAR, "learner.learning_rate=1e-3"),
+    "signed-warm-linear": (SIGNED, LINEAR, "sampling.temperature=1.2"),
+    "signed-8x16-linear": (SIGNED, LINEAR, "algorithm.group_size=16"),
+    "signed-16x8-linear": (SIGNED, LINEAR, "algorithm.prompts_per_step=16"),
 }
 
 

@@ -24,7 +24,7 @@ from learner.model.fused import fuse
 from learner.model.policy import Policy
 from learner.model.softmax import softmax_in_place
 from learner.model.supported import check_attention
-from tests.helpers.learners import make_learner
+from tests.helpers.learners import gradient_of, make_learner
 from tests.helpers.presets import algorithm
 from tests.helpers.rollouts import group, scored, table
 
@@ -103,8 +103,7 @@ def plain_gradient(path: str, dtype: str, rows: Any) -> torch.Tensor:
         weight = (chosen.detach() - behavior).exp().clamp(max=2.0)
         factor = float(prepared.advantages_A[starts_N[row]] * weights[row])
         (-factor * (weight * chosen)).sum().backward()
-    assert lora.flat.grad is not None
-    return lora.flat.grad.clone()
+    return gradient_of(lora).clone()
 
 
 def fast_gradient(path: str, dtype: str, rows: Any, **options: Any) -> torch.Tensor:
@@ -113,7 +112,7 @@ def fast_gradient(path: str, dtype: str, rows: Any, **options: Any) -> torch.Ten
     randomized(policy.lora)
     learner = make_learner(policy, algorithm(), micro_batch_tokens=700)
     learner.accumulate(rows)
-    return policy.lora.flat.grad.clone()
+    return gradient_of(policy.lora).clone()
 
 
 def test_fast_gradients_equal_plain_ones(smollm2: str, capfd: pytest.CaptureFixture[str]):
@@ -181,7 +180,7 @@ def test_shared_weights_agree_with_the_engine(quantization: str, smollm2: str, c
         prompts = []
         for i in range(8):
             question = [{"role": "user", "content": f"What is {i + 8 * step} + {i}?"}]
-            text = tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
+            text = str(tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True))
             ids = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
             prompts.append(Prompt(8 * step + i, text, ids, "", "1", ""))
         groups = sample_groups(worker, prompts, Sampling(1.0, 64), 8)

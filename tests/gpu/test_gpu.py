@@ -80,12 +80,10 @@ def test_engine_and_learner_agree_in_bf16(smollm2: str, capfd: pytest.CaptureFix
     long = "Remember this: " + "apples are red, " * 40  # many cache blocks: a stale prefix would show
     prompts = []
     for i in range(8):
-        text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": f"{long} and what is {i} + {i}?"}], tokenize=False, add_generation_prompt=True
-        )
-        prompts.append(
-            Prompt(i, text, tuple(tokenizer(text, add_special_tokens=False)["input_ids"]), "", str(2 * i), "")
-        )
+        question = [{"role": "user", "content": f"{long} and what is {i} + {i}?"}]
+        text = str(tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True))
+        ids = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+        prompts.append(Prompt(i, text, ids, "", str(2 * i), ""))
     means = []
     for _ in range(4):
         groups = sample_groups(worker, prompts, Sampling(1.0, 64), 8)

@@ -19,6 +19,7 @@ def address() -> Iterator[str]:
     from ray.cluster_utils import Cluster
 
     found = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": False})
+    assert found.address is not None
     yield found.address
     found.shutdown()
 

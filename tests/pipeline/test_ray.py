@@ -83,7 +83,7 @@ class Road:
         while len(self.accepted) < expected:
             self.accepted += [admission.ordinal for admission in self.pipeline.poll(seconds=0.1) if admission.accepted]
             counters = self.pipeline.take_counters()
-            sampling = sum(line["in_flight"] for name, line in counters.items() if name.startswith("rollout"))
+            sampling = sum(line.get("in_flight", 0) for name, line in counters.items() if name.startswith("rollout"))
             if sampling < len(ordinals) and not did:
                 meanwhile()
                 did = True

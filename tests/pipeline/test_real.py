@@ -20,7 +20,7 @@ from tests.helpers.runs import ROOT, assert_bit_equal, rows, steps_of, wait_for
 STEPS = 3
 
 
-def start(folder: Path) -> subprocess.Popen[str]:
+def start(folder: Path) -> subprocess.Popen[bytes]:
     command = [
         sys.executable,
         "launch.py",

@@ -150,7 +150,13 @@ def test_attention_that_was_not_seen_at_the_start_is_refused_when_it_comes():
     values = torch.zeros(1, 1, 2, 8)
     packing = Packing([Segment(0, 2)], "cpu")
     packed_attention(torch.nn.Module(), values, values, values, None, packing=packing, sliding_window=2)
-    for keyword in ({"sliding_window": 1}, {"softcap": 30.0}, {"s_aux": torch.zeros(1)}, {"new_in_2027": True}):
+    unknown: tuple[dict[str, Any], ...] = (
+        {"sliding_window": 1},
+        {"softcap": 30.0},
+        {"s_aux": torch.zeros(1)},
+        {"new_in_2027": True},
+    )
+    for keyword in unknown:
         with pytest.raises(ModelError, match=f"does not compute {next(iter(keyword))}"):
             packed_attention(torch.nn.Module(), values, values, values, None, packing=packing, **keyword)
 

@@ -12,6 +12,7 @@ from actors.models.loading import checkpoint_quantization, load_base_model
 from actors.models.lora import FlatLora, adapter_layout
 from actors.models.source import ModelError, ModelSource
 from actors.models.weight_sharing import (
+    BaseWeights,
     Nf4Weight,
     SharingImpossible,
     build_meta_model,
@@ -22,7 +23,7 @@ from actors.models.weight_sharing import (
 from conf.errors import UsageError
 from learner.model.attention import NAME
 from learner.model.policy import Policy
-from tests.helpers.learners import LORA, a_table, make_learner, make_policy, randomize
+from tests.helpers.learners import LORA, a_table, gradient_of, make_learner, make_policy, randomize
 from tests.helpers.presets import algorithm
 
 
@@ -59,7 +60,8 @@ def test_a_sharing_model_computes_as_the_owner_without_a_copy(tiny_model: Path, 
     if quantization == "none":  # bitsandbytes has no nf4 product for so small a model on a CPU
         ids = torch.arange(2, 40)[None]
         torch.testing.assert_close(model(ids).logits, owner(ids).logits, atol=0, rtol=0)
-    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    head = model.get_output_embeddings()
+    assert head is not None and head.weight is model.get_input_embeddings().weight
 
 
 def test_nf4_weights_stay_as_they_are_while_the_owner_samples(smollm2: str):
@@ -85,20 +87,21 @@ def test_gradients_over_shared_weights_are_those_over_own_ones(tiny_model: Path,
     gradients = []
     for policy in (own, sharing):
         make_learner(policy, algorithm()).accumulate(a_table())
-        gradients.append(policy.lora.flat.grad)
+        gradients.append(gradient_of(policy.lora))
     assert gradients[0].abs().max() > 1e-3
     torch.testing.assert_close(gradients[1], gradients[0], atol=1e-7, rtol=1e-6)
 
 
 def test_weights_made_in_inference_mode_serve_backward(tiny_model: Path):
     with torch.inference_mode():
-        weights = {name: w.clone() for name, w in named_base_weights(own_model(tiny_model)).items()}
+        owned = named_base_weights(own_model(tiny_model))
+        weights: BaseWeights = {name: w.clone() for name, w in owned.items() if isinstance(w, torch.Tensor)}
     model = share_weights(
         build_meta_model(source(tiny_model), dtype="float32", trust_remote_code=False), weights, device="cpu"
     )
     lora = FlatLora(model, **LORA, seed=0)
     lora.model(torch.arange(2, 12)[None]).logits.square().sum().backward()
-    assert lora.flat.grad.abs().max() > 0
+    assert gradient_of(lora).abs().max() > 0
 
 
 def test_what_does_not_fit_is_refused(tiny_model: Path):

@@ -59,7 +59,8 @@ def test_messages_keep_their_roles_and_drop_the_reply(tmp_path: Path):
 def test_reasoning_gym_by_task_name():
     rows = load("reasoning_gym:chain_sum", task={"size": 5, "min_terms": 2, "max_terms": 2}).rows
     assert len(rows) == 5
-    assert rows[0].metadata["metadata"]["source_dataset"] == "chain_sum"
+    described = rows[0].metadata["metadata"]
+    assert isinstance(described, dict) and described["source_dataset"] == "chain_sum"
 
 
 def test_bad_rows_say_file_and_line_and_some_may_be_skipped(tmp_path: Path):
