@@ -1,8 +1,8 @@
 # The two commands: `make train` and `make test`. Both make .venv first; nothing else is to be set up.
 
 RUN := .venv/bin/python
-# Test processes; 0: none beside this one.
-WORKERS := 0
+# Test processes, for two cores; 0: none beside this one.
+WORKERS := 2
 
 .PHONY: train test nightly bench check env dev clean
 train: env
@@ -11,7 +11,7 @@ train: env
 
 # What CI runs.
 test: dev check
-	$(RUN) -m pytest -n $(WORKERS) --dist loadgroup
+	$(RUN) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # What is slow and proves again what a faster test proves.
 nightly: dev

@@ -22,7 +22,8 @@ from epiphany.report.run_folder import Layout
 from launch import train
 
 EVERY = 8  # steps
-BASE = ("experiment=quickstart",)
+# Version 0.1's quickstart until 2026-11-28, which every candidate changes in something.
+BASE = ("experiment=quickstart", "data.system_prompt=null", "learner.schedule=constant")
 BRIEF = "data.system_prompt=Answer with the number only."
 NEGATIVE = "data.system_prompt=Answer with the number only. It may be negative."
 SIGNED = "data.system_prompt='Answer with a number, such as 12 or -3.'"

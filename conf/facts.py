@@ -1,4 +1,4 @@
-"""Facts that several packages need: the tasks of the command line, and what sets the algorithms apart.
+"""Facts that several packages need: names that the command line knows, and what sets the algorithms apart.
 
 ALGORITHMS is the only home of what an algorithm reads; validate.py refuses the settings that it does not. How an
 algorithm computes is learner/algorithms' business.
@@ -12,10 +12,8 @@ TASKS = {
     "status": "show how the run in run.folder is doing",
     "plan": "show what would run and whether it fits into memory, and start nothing",
 }
-SINKS = {
-    "wandb": "Weights & Biases",
-    "trackio": "Trackio",
-}
+ENGINES = ["vllm", "transformers"]
+SINKS = ["wandb", "trackio"]
 
 
 @dataclass(frozen=True)

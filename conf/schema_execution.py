@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from conf.facts import SINKS
+from conf.facts import ENGINES, SINKS
 from conf.fields import explained, setting
 
 
@@ -13,7 +13,7 @@ class EngineSettings:
     name: str = setting(
         "auto",
         "auto: vLLM where it runs, else transformers.",
-        choices=("auto", "vllm", "transformers"),
+        choices=("auto", *ENGINES),
     )
     share_weights: str = setting(
         "auto",

@@ -1,4 +1,4 @@
-"""Fixtures that several rooms share, and which tests stay together when several processes run them."""
+"""Fixtures that several rooms share, and the order of the files."""
 
 import os
 from pathlib import Path
@@ -10,24 +10,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.envi
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-# Modules that share what is expensive to start. They are begun first, because they take longest.
-TOGETHER = {
-    "test_engines": "vllm",
-    "test_real": "vllm",
-    "test_ray": "ray",
-    "test_cluster": "ray",
-    "test_faults": "ray",
-    "test_runs": "runs",
-    "test_algorithms": "runs",
-}
+# The files that take longest, which are begun first. Each file stays in one process (`--dist loadfile`).
+LONGEST = ("test_runs", "test_engines", "test_real", "test_ray", "test_cluster", "test_algorithms")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    groups = {item: TOGETHER.get(item.path.stem, item.path.stem) for item in items}
-    for item, group in groups.items():
-        item.add_marker(pytest.mark.xdist_group(group))
-    order = list(dict.fromkeys(TOGETHER.values()))
-    items.sort(key=lambda item: order.index(groups[item]) if groups[item] in order else len(order))
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(scope="session")
