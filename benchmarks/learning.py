@@ -1,7 +1,7 @@
 """Learning runs on reasoning-gym tasks, several seeds on one engine, through the loop of launch.py.
 
 `python -m benchmarks.learning [override ...] [--seeds 0 1 2] [--runs name ...]` prints one JSON line a run: accuracy
-before and after, and the median step. The run folders stay, with all metrics.
+before and after, the median step, and the reward of each step. The run folders stay, with all metrics.
 """
 
 import argparse
@@ -79,6 +79,8 @@ def main() -> None:
                 step_seconds_mean=statistics.mean(row["seconds"] for row in rows),
                 rollout_seconds=statistics.mean(row["rollout_seconds"] for row in rows),
                 learner_seconds=statistics.mean(row["learner_seconds"] for row in rows),
+                rewards=[round(row["reward"], 4) for row in rows],
+                entropy=[None if row["entropy"] is None else round(row["entropy"], 4) for row in rows],
             )
 
 
