@@ -104,7 +104,7 @@ COMMANDS: dict[str, Callable[[Settings, Loop], int]] = {"train": train, "status"
 
 def quiet_libraries() -> None:
     """Silence what libraries say at their import and a user can do nothing about."""
-    for name in ("bitsandbytes", "torch._library.triton"):
+    for name in ("bitsandbytes", "liger_kernel", "torch._library.triton"):
         logging.getLogger(name).setLevel(logging.ERROR)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
