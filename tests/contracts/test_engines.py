@@ -5,134 +5,24 @@ The fake, the oracle, and vLLM (CPU build) in one process and sharded over three
 
 import os
 import signal
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from actors.engines.base import AdapterError, Engine, EngineOptions
-from actors.engines.transformers import TransformersEngine
+from actors.engines.base import AdapterError
 from actors.models.loading import load_base_model
-from actors.models.lora import LoraArguments
 from actors.models.source import ModelSource
-from actors.models.tokenizer import end_of_sequence_ids, load_tokenizer
-from actors.models.weight_sharing import build_meta_model, named_base_weights, share_weights
+from actors.models.weight_sharing import named_base_weights
 from actors.rollout import RolloutWorker
-from actors.types import Adapter, AdapterEntry, AdapterLayout, Completion, Prompt, Request, Sampling
+from actors.types import AdapterLayout, Prompt, Request, Sampling
 from benchmarks.common import sample_groups
-from conf.schema import LoraSettings
-from learner.model.attention import NAME
 from learner.model.policy import Policy
-from tests.helpers.fakes import EchoEngine
+from tests.helpers.bench import Bench
 from tests.helpers.learners import make_learner
 from tests.helpers.presets import algorithm
 from tests.helpers.rollouts import scored, table
-
-LORA: LoraArguments = {"rank": 8, "alpha": 16.0, "target_modules": LoraSettings().target_modules}
-SYSTEM = "You are a careful assistant who answers briefly. " * 12  # several cache blocks of 32 tokens
-
-
-class Bench:
-    """An engine beside a policy on the same model."""
-
-    def __init__(self, name: str, engine: Engine, policy: Policy | None, tokenizer: Any) -> None:
-        self.name, self.engine, self.policy, self.tokenizer = name, engine, policy, tokenizer
-        small = AdapterLayout(8, 16.0, (AdapterEntry("m", "A", (8, 4), 0), AdapterEntry("m", "B", (4, 8), 32)))
-        self.layout = policy.lora.layout if policy else small
-
-    def adapter(self, version: int, *, seed: int | None = None, scale: float = 0.05) -> Adapter:
-        """Zeros, or random values that change what the model says."""
-        flat = torch.zeros(self.layout.size)
-        if seed is not None:
-            flat.normal_(0, scale, generator=torch.Generator().manual_seed(seed))
-        return Adapter(version, self.layout, flat)
-
-    def tokens(self, text: str) -> tuple[int, ...]:
-        if self.tokenizer is None:
-            return (2, 3, 4)
-        chat = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": text}]
-        return tuple(self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False))
-
-    def sample(self, *, count: int = 4, tokens: int = 8, temperature: float = 1.0, seed: int = 0) -> list[Completion]:
-        sampling = [Sampling(temperature, tokens, seed + i) for i in range(count)]
-        self.engine.submit([Request(f"{seed}/{i}", self.tokens("What is 2 + 2?"), s) for i, s in enumerate(sampling)])
-        return sorted(self.finish(), key=lambda c: c.request_id)
-
-    def finish(self) -> list[Completion]:
-        done: list[Completion] = []
-        while self.engine.unfinished:
-            done += self.engine.step()
-        return done
-
-
-@pytest.fixture(scope="module")
-def real(smollm2: str) -> tuple[ModelSource, Any, Policy]:
-    source = ModelSource(smollm2, None, "")
-    tokenizer = load_tokenizer(source, chat_template=None, trust_remote_code=False)
-    base = load_base_model(
-        source, dtype="float32", device="cpu", quantization="none", trust_remote_code=False, attention=NAME
-    )
-    policy = Policy(base, lora=LORA, seed=0, temperature=1.0, logit_chunk_tokens=256, gradient_checkpointing=False)
-    return source, tokenizer, policy
-
-
-@pytest.fixture(scope="module")
-def vllm(real: tuple[ModelSource, Any, Policy]) -> Bench:
-    return _vllm(real, devices=1)
-
-
-@pytest.fixture(scope="module")
-def sharded(real: tuple[ModelSource, Any, Policy]) -> Bench:
-    """SmolLM2 has 9 heads and 3 keys' heads."""
-    return _vllm(real, devices=3)
-
-
-def _vllm(real: tuple[ModelSource, Any, Policy], *, devices: int) -> Bench:
-    from actors.engines.vllm.engine import VllmEngine
-
-    source, tokenizer, policy = real
-    options = EngineOptions(
-        model_path=source.path,
-        revision=None,
-        trust_remote_code=False,
-        dtype="float32",
-        quantization="none",
-        device="cpu",
-        threads=2 if devices == 1 else 1,
-        max_model_len=320,
-        max_num_seqs=8,
-        max_num_batched_tokens=4096,
-        kv_cache_bytes=150 << 20,
-        enforce_eager=True,
-        per_request_seeds=True,
-        seed=0,
-        share_weights=devices == 1,
-        tensor_parallel_size=devices,
-    )
-    eos = end_of_sequence_ids(source, tokenizer)
-    return Bench(
-        "vllm", VllmEngine(options, tokenizer, layout=policy.lora.layout, eos_token_ids=eos), policy, tokenizer
-    )
-
-
-@pytest.fixture(scope="module")
-def oracle(real: tuple[ModelSource, Any, Policy]) -> Bench:
-    source, tokenizer, policy = real
-    base = load_base_model(source, dtype="float32", device="cpu", quantization="none", trust_remote_code=False)
-    engine = TransformersEngine(
-        base, tokenizer, lora=LORA, eos_token_ids=end_of_sequence_ids(source, tokenizer), max_num_seqs=8
-    )
-    return Bench("transformers", engine, policy, tokenizer)
-
-
-@pytest.fixture(params=["echo", "transformers", "vllm", "sharded"])
-def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
-    if request.param == "echo":
-        yield Bench("echo", EchoEngine(), None, None)
-    else:
-        yield request.getfixturevalue("oracle" if request.param == "transformers" else str(request.param))
 
 
 def test_completions_agree_with_themselves(bench: Bench):
@@ -225,16 +115,6 @@ def test_base_requests_beside_the_adapters_get_the_base_model(vllm: Bench):
     assert outputs == {"with/0": adapted.token_ids, "without": base.token_ids}
     # And the adapter is still there after a batch without it.
     assert vllm.sample(temperature=0.0, count=1)[0].token_ids == adapted.token_ids
-
-
-@pytest.fixture(scope="module")
-def shared(vllm: Bench, real: tuple[ModelSource, Any, Policy]) -> Bench:
-    """vLLM, and a policy over vLLM's own weights."""
-    source, tokenizer, _ = real
-    meta_model = build_meta_model(source, dtype="float32", trust_remote_code=False, attention=NAME)
-    model = share_weights(meta_model, vllm.engine.base_weights(), device="cpu")  # type: ignore[attr-defined]
-    policy = Policy(model, lora=LORA, seed=0, temperature=1.0, logit_chunk_tokens=256, gradient_checkpointing=False)
-    return Bench("shared", vllm.engine, policy, tokenizer)
 
 
 def test_the_shared_weights_are_the_models(shared: Bench, real: tuple[ModelSource, Any, Policy]):

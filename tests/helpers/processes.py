@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from pathlib import Path
 
 import psutil
 
@@ -48,6 +49,9 @@ def mapped_files(processes: list[psutil.Process]) -> dict[int, set[str]]:
     """The files that each process has mapped into memory."""
     files: dict[int, set[str]] = {}
     for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-            files[process.pid] = {region.path for region in process.memory_maps()}
+        with contextlib.suppress(OSError):  # it has ended
+            regions = Path(f"/proc/{process.pid}/maps").read_text().splitlines()
+            files[process.pid] = {
+                fields[5] for fields in (region.split(None, 5) for region in regions) if len(fields) > 5
+            }
     return files

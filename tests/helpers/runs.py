@@ -32,6 +32,7 @@ def overrides(model: Path, folder: Path, *more: str) -> list[str]:
         f"data.source={data}",
         "data.held_out=4",
         "hardware=cpu",
+        "hardware.threads=1",  # beside another process of tests, two threads wait for each other most of the time
         reward,
         "reward.check_reference_answer=false",
         "algorithm.prompts_per_step=2",

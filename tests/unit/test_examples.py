@@ -29,7 +29,6 @@ def early_letters(completion: str, answer: str) -> float:
     return sum(character < "P" for character in completion) / max(len(completion), 1)
 
 
-@pytest.mark.nightly
 def test_grpo_in_one_file_fits_on_a_page_and_learns(tiny_model: Path):
     source = (ROOT / "examples" / "grpo_in_one_file.py").read_text()
     assert len(source.splitlines()) <= 120
@@ -84,7 +83,6 @@ def test_the_recipe_takes_the_median_of_each_group_as_baseline():
     assert my_algorithm.log_likelihood(loss_inputs, settings).tolist() == [6.0]
 
 
-@pytest.mark.nightly
 def test_the_recipe_trains_the_adapter(tiny_model: Path):
     settings = load_settings("experiment=none", f"algorithm.name={ALGORITHM}:RECIPE").algorithm
     algorithm = make_algorithm(settings, max_tokens=16, term_weights={})
@@ -95,7 +93,6 @@ def test_the_recipe_trains_the_adapter(tiny_model: Path):
     assert not torch.equal(before, learner.adapter().flat)
 
 
-@pytest.mark.nightly
 def test_launch_takes_the_recipe_and_the_reward_by_their_paths(tiny_model: Path, tmp_path: Path):
     arguments = overrides(
         tiny_model,
