@@ -11,7 +11,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 # The files that take longest, which are begun first. Each file stays in one process (`--dist loadfile`).
-LONGEST = ("test_runs", "test_engines", "test_real", "test_ray", "test_cluster", "test_algorithms")
+LONGEST = ("test_ray_runs", "test_engines", "test_real", "test_runs", "test_ray", "test_cluster")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

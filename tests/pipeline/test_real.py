@@ -82,7 +82,6 @@ def test_killed_in_the_second_step_it_ends_bit_equal(whole: Path, tmp_path: Path
     assert_bit_equal(folder, whole, STEPS)
 
 
-@pytest.mark.nightly
 def test_vllm_serves_the_adapter(whole: Path, smollm2: str, tmp_path: Path):
     """`vllm serve --enable-lora` takes the adapter folder as it is."""
     with socket.create_server(("127.0.0.1", 0)) as server:
