@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 
 from actors.engines.base import EngineOptions
-from actors.engines.vllm.engine import VllmEngine, _device_arguments
+from actors.engines.vllm.engine import VllmEngine, device_arguments
 from actors.engines.vllm.environment import set_environment
 from actors.engines.vllm.internals import LORA_ID, LORA_NAME, NO_PATH, AdapterSlot, driver_worker, slot_rank
 from actors.models.lora import lora_arguments_of
@@ -56,7 +56,7 @@ class StockVllm:
                 "cudagraph_mode": "FULL_DECODE_ONLY",
                 "max_cudagraph_capture_size": options.max_num_seqs,
             },
-            **_device_arguments(options),
+            **device_arguments(options),
         }
         self._lora = None
         if adapter is not None:

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from conf.schema import Settings
 from epiphany.report import metrics
-from epiphany.report.run_folder import Layout
+from epiphany.report.run_folder import Layout, RunFolderError, read_settings
 from epiphany.report.table import show_evaluations
 
 
@@ -18,9 +18,9 @@ def show_if_finished(settings: Settings, console: Console) -> bool:
     """
     paths = Layout(Path(settings.run.folder))
     try:
-        stored = json.loads(paths.settings.read_text())["settings"]
+        _, stored = read_settings(paths)
         saved = (paths.checkpoints / "latest").read_text()
-    except (OSError, ValueError, KeyError, TypeError):
+    except (RunFolderError, OSError, UnicodeDecodeError):
         return False
     evaluations = metrics.read(paths.evaluations)
     is_finished = (

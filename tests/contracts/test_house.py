@@ -81,3 +81,15 @@ def test_the_life_of_a_rollout_crosses_files_that_exist():
     files = listed[1].split()
     assert 8 <= len(files) == len(set(files)) <= 15
     assert [file for file in files if not (ROOT / file).is_file()] == []
+
+
+def test_the_names_that_settings_accept_are_those_that_exist():
+    """conf knows names only: it imports nothing of what is behind them."""
+    from actors.engines.registry import ENGINES
+    from conf import facts
+    from epiphany.report import sinks
+    from learner.algorithms import table
+
+    assert facts.ENGINES == list(ENGINES)
+    assert [*sinks.ALWAYS, *facts.SINKS] == list(sinks.SINKS)
+    assert set(facts.ALGORITHMS) == set(table.ALGORITHMS)

@@ -209,12 +209,12 @@ def _start_vllm(options: EngineOptions, layout: AdapterLayout) -> LLMEngine:
                 "cudagraph_specialize_lora": False,
                 "max_cudagraph_capture_size": options.max_num_seqs,
             },
-            **_device_arguments(options),  # type: ignore[arg-type]
+            **device_arguments(options),  # type: ignore[arg-type]
         )
     )
 
 
-def _device_arguments(options: EngineOptions) -> dict[str, object]:
+def device_arguments(options: EngineOptions) -> dict[str, object]:
     """Arguments that depend on the device, the number of devices and the quantization."""
     arguments: dict[str, object] = {"max_num_batched_tokens": options.max_num_batched_tokens}
     if options.device == "cpu":
