@@ -20,7 +20,9 @@ from conf.schema import GROUPS, Settings, TermSettings
 # Below these, keys are the user's own.
 OPEN_SECTIONS = ("data.task", "data.held_out_task")
 # The quickstart's settings suit only its own task, so they do not apply if one of these is chosen.
-OWN_TASK = frozenset(("data", "model", "reward", "data.source", "model.path", "reward.terms"))
+OWN_TASK = re.compile(
+    r"data|model|reward|data\.(held_out_)?source|model\.(path|revision|chat_template)|reward\.(terms(\..*)?|system_prompt)"
+)
 # Old keys and their new names.
 RENAMED = {
     "algorithm.beta": "algorithm.online_dpo.beta",
@@ -128,7 +130,7 @@ def _is_override(argument: str) -> bool:
 def _implied(overrides: Sequence[str]) -> list[str]:
     """The presets that the overrides imply and do not name."""
     keys = {_key(override) for override in overrides}
-    has_task, has_source = bool(keys & OWN_TASK), "data.source" in keys
+    has_task, has_source = any(map(OWN_TASK.fullmatch, keys)), "data.source" in keys
     needed = ("experiment" not in keys and has_task, "data" not in keys and has_source)
     return [preset for preset, is_needed in zip(IMPLIED, needed, strict=True) if is_needed]
 

@@ -89,7 +89,7 @@ def lora_arguments(settings: Settings) -> LoraArguments:
 def plan_run(settings: Settings, source: ModelSource, *, roles: frozenset[str] = ROLES) -> RunPlan:
     """What a process of this machine with these `roles` will do. Raises UsageError for what cannot run."""
     device, model = choose_device(settings), settings.model
-    quantization = checkpoint_quantization(source) or model.quantization
+    quantization = checkpoint_quantization(source, trust_remote_code=model.trust_remote_code) or model.quantization
     meta_model = build_meta_model(source, dtype=device.dtype, trust_remote_code=model.trust_remote_code, attention=NAME)
     longest = settings.data.max_prompt_tokens + settings.sampling.max_tokens
     _check_positions(meta_model, longest, model.path)

@@ -32,16 +32,16 @@ def choose_dtype(name: str, device: str) -> str:
     return name
 
 
-def checkpoint_quantization(source: ModelSource) -> str | None:
+def checkpoint_quantization(source: ModelSource, *, trust_remote_code: bool = False) -> str | None:
     """ "nf4" if the checkpoint is a 4-bit bitsandbytes one, None if it is plain. Raises ModelError for other kinds."""
-    stored = getattr(load_config(source), "quantization_config", None)
+    stored = getattr(load_config(source, trust_remote_code=trust_remote_code), "quantization_config", None)
     if stored is None:
         return None
     options: dict[str, object] = stored if isinstance(stored, dict) else stored.to_dict()
     if options.get("quant_method") == "bitsandbytes" and options.get("load_in_4bit"):
         return "nf4"
     raise ModelError(
-        f"model.path: {source.path} is quantised by {options.get('quant_method')}; train from the plain weights (with "
+        f"model.path: {source.path} is quantized by {options.get('quant_method')}; train from the plain weights (with "
         "model.quantization=nf4 if they must be small) or from a 4-bit bitsandbytes checkpoint"
     )
 
@@ -52,7 +52,8 @@ def check_checkpoint(source: ModelSource, model: PreTrainedModel, *, trust_remot
     Raises ModelError if a weight is missing or has another shape: transformers would fill it with random numbers, vLLM
     would leave its memory as it is.
     """
-    if checkpoint_quantization(source) is not None:  # shapes are those of packed bytes
+    # The shapes of a quantized checkpoint are those of packed bytes.
+    if checkpoint_quantization(source, trust_remote_code=trust_remote_code) is not None:
         stored: set[str] = set()
         for file in _local_folder(source).glob("*.safetensors"):
             with _readable(source), safe_open(file, framework="pt") as tensors:
@@ -125,7 +126,7 @@ def load_base_model(
     A checkpoint that is in nf4 already is loaded as it is. `keep_16bit` names linear layers that nf4 leaves alone.
     Raises ModelError if the checkpoint cannot be read.
     """
-    in_flight = quantization == "nf4" and checkpoint_quantization(source) is None
+    in_flight = quantization == "nf4" and checkpoint_quantization(source, trust_remote_code=trust_remote_code) is None
     nf4 = {"quantization_config": _nf4_config(dtype, keep_16bit)} if in_flight else {}
     with _readable(source):
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(

@@ -6,6 +6,8 @@ log-probability is the sum over the completion's tokens. Suffixes: P pairs, N co
 
 import torch
 
+from rewards.variance import is_zero_variance
+
 
 def sigmoid(margins_P: torch.Tensor, *, beta: float) -> torch.Tensor:
     """DPO (arXiv:2305.18290, equation 7): -log sigmoid(beta h)."""
@@ -29,12 +31,13 @@ def best_and_worst(rewards_N: torch.Tensor, groups_N: torch.Tensor) -> tuple[lis
     """The (best, worst) completion of each group by reward, and the number of groups without a pair.
 
     Where rewards are equal, the first completion wins. Completions whose reward is NaN are ignored. A group whose
-    rewards are all equal, or all NaN, is a tie and has no pair. `groups_N` numbers the groups from 0.
+    rewards are all equal (as in rewards.variance.is_zero_variance), or all NaN, is a tie and has no pair. `groups_N`
+    numbers the groups from 0.
     """
     pairs, ties = [], 0
     for group in range(int(groups_N.max()) + 1):
         rows = ((groups_N == group) & rewards_N.isfinite()).nonzero()[:, 0]
-        if not len(rows) or rewards_N[rows].max() == rewards_N[rows].min():
+        if not len(rows) or is_zero_variance(rewards_N[rows].tolist()):
             ties += 1
             continue
         pairs.append((int(rows[rewards_N[rows].argmax()]), int(rows[rewards_N[rows].argmin()])))

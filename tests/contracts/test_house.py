@@ -90,6 +90,6 @@ def test_the_names_that_settings_accept_are_those_that_exist():
     from epiphany.report import sinks
     from learner.algorithms import table
 
-    assert facts.ENGINES == list(ENGINES)
-    assert [*sinks.ALWAYS, *facts.SINKS] == list(sinks.SINKS)
+    assert list(ENGINES) == facts.ENGINES
+    assert list(sinks.SINKS) == [*sinks.ALWAYS, *facts.SINKS]
     assert set(facts.ALGORITHMS) == set(table.ALGORITHMS)

@@ -129,12 +129,12 @@ def steps_of(folder: Path) -> int:
 
 def kill_after(seconds: Sequence[float], arguments: list[str], folder: Path) -> list[int]:
     """Start the run again and again, and kill -9 it so many seconds after it has `folder`; the steps recorded by each
-    kill.
+    kill. A run that has been done meanwhile takes no folder, and ends by itself.
     """
     done = []
     for wait in seconds:
         running = Launched(arguments, folder.parent / "log")
-        wait_for(lambda pid=running.pid: lock_of(folder) == pid)
+        wait_for(lambda running=running: lock_of(folder) == running.pid or not running.process.is_alive())
         running.process.join(wait)
         running.kill()
         done.append(steps_of(folder))

@@ -35,6 +35,7 @@ def test_a_run_over_ray_gives_the_numbers_of_one_process(tiny_model: Path, tmp_p
         torch.testing.assert_close(adapters[1][name], tensor, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.nightly
 def test_a_learner_or_the_driver_dies_and_the_run_goes_on_from_the_checkpoint(tiny_model: Path, tmp_path: Path):
     folder = tmp_path / "run"
     arguments = overrides(

@@ -54,8 +54,8 @@ def test_killed_at_random_moments_the_run_ends_bit_equal(tiny_model: Path, tmp_p
     """kill -9 of the whole process group, again and again; then adapter, optimizer, data order and journal are
     whole.
     """
-    steps = 15 * kills
-    more = (f"run.steps={steps}", "run.checkpoint_every=3", "run.keep_checkpoints=2", "evaluation.samples=0")
+    steps = 60 * kills
+    more = (f"run.steps={steps}", "run.checkpoint_every=10", "run.keep_checkpoints=2", "evaluation.samples=0")
     launch(overrides(tiny_model, tmp_path / "whole", *more))
     folder = tmp_path / "killed"
     arguments = overrides(tiny_model, folder, *more)

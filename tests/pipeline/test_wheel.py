@@ -18,8 +18,8 @@ def test_the_wheel_runs_from_any_folder(tmp_path: Path):
     expected = {str(f.relative_to(ROOT)) for f in (ROOT / "conf").rglob("*.yaml")}
     expected |= {
         str(f.relative_to(ROOT))
-        for p in ("conf", "rewards", "actors", "learner", "report")
-        for f in (ROOT / p).glob("*.py")
+        for p in ("conf", "rewards", "actors", "learner", "epiphany")
+        for f in [*(ROOT / p).rglob("*.py"), ROOT / p / "py.typed"]
     }
     assert expected | {"launch.py", "epiphany/trainer.py"} <= names
     assert not any(name.startswith(("tests", "benchmarks")) for name in names)

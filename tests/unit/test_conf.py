@@ -67,7 +67,12 @@ def test_a_package_belongs_to_one_path():
 def test_the_quickstart_settings_belong_to_the_quickstart():
     quickstart = load_settings()
     assert (quickstart.run.name, quickstart.run.steps, quickstart.sampling.max_tokens) == ("quickstart", 24, 16)
-    for overrides in (["data=file", "data.source=x.csv"], ["model.path=x"], ["reward=exact"]):
+    for overrides in (
+        ["data=file", "data.source=x.csv"],
+        ["model.path=x"],
+        ["reward=exact"],
+        ["reward.terms.0.fn=exact"],
+    ):
         own = load_settings(*overrides)
         assert (own.run.name, own.run.steps) == ("default", 100) and own.sampling.max_tokens >= 256
 

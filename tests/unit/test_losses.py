@@ -142,6 +142,8 @@ def test_preferences_by_hand():
 def test_pairs_and_ties():
     rewards, groups = f64(0, 1, 1, NAN, 2, 2, NAN, 3), torch.tensor([0, 0, 0, 0, 1, 1, 2, 2])
     assert preferences.best_and_worst(rewards, groups) == ([(1, 0)], 2)
+    equal = torch.tensor([0.1 + 0.2, 0.3], dtype=torch.float64)  # they differ by rounding alone
+    assert preferences.best_and_worst(equal, torch.tensor([0, 0])) == ([], 1)
 
 
 def test_k3_by_hand():

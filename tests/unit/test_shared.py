@@ -141,7 +141,7 @@ def test_other_quantisations_are_refused(tiny_model: Path, tmp_path: Path):
     folder = shutil.copytree(tiny_model, tmp_path / "gptq")
     config = (folder / "config.json").read_text()
     (folder / "config.json").write_text(config.replace("{", '{"quantization_config": {"quant_method": "gptq"},', 1))
-    with pytest.raises(ModelError, match="quantised by gptq"):
+    with pytest.raises(ModelError, match="quantized by gptq"):
         checkpoint_quantization(source(folder))
 
 
