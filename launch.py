@@ -7,6 +7,7 @@ surrounds it.
 from __future__ import annotations
 
 import importlib.util
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -83,9 +84,23 @@ def _sweep_job(settings: Settings) -> None:
     folder = sweep_folder(settings.run.folder, overrides)
     command = [sys.executable, str(Path(__file__).resolve()), *overrides, f"run.folder={folder}"]
     SWEPT.append(Path(folder))
-    code = subprocess.run(command, check=False).returncode
+    code = _run_job(command)
     if code:
         sys.exit(code)
+
+
+def _run_job(command: list[str]) -> int:
+    """Run a job to its end; its exit code. Ctrl-C reaches it from the terminal, and SIGTERM is passed on, so that it
+    saves; this process waits for it.
+    """
+    job = subprocess.Popen(command)
+    handlers = {signal.SIGINT: lambda *_: None, signal.SIGTERM: lambda *_: job.terminate()}
+    former = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        return job.wait()
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
 
 
 def _fail(error: UsageError) -> None:
@@ -125,6 +140,8 @@ def main() -> None:
         _fail(error)
     try:
         _hydra_main()
+    except KeyboardInterrupt:  # before the run listens itself, and in tasks that are not runs
+        sys.exit(128 + signal.SIGINT)
     finally:
         if SWEPT:
             from rich.console import Console

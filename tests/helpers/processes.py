@@ -42,7 +42,8 @@ def wait_until_gone(processes: list[psutil.Process], seconds: float = 60.0) -> N
 def listening_addresses(processes: list[psutil.Process]) -> set[str]:
     """Addresses on which any of the processes can be reached."""
     pids = {process.pid for process in processes}
-    return {c.laddr[0] for c in psutil.net_connections("inet") if c.status == "LISTEN" and c.pid in pids}
+    connections = psutil.net_connections("inet")
+    return {c.laddr.ip for c in connections if c.laddr and c.status == "LISTEN" and c.pid in pids}
 
 
 def mapped_files(processes: list[psutil.Process]) -> dict[int, set[str]]:

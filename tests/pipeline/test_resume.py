@@ -49,6 +49,19 @@ def test_ctrl_c_saves_and_the_run_goes_on_bit_equal(whole: tuple[Path, str], tin
     assert_bit_equal(folder, whole[0], STEPS)
 
 
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+def test_a_sweep_that_is_interrupted_lets_its_job_save(tiny_model: Path, tmp_path: Path, signal_number: signal.Signals):
+    folder = tmp_path / "run"
+    arguments = overrides(tiny_model, folder, "run.steps=100000", "run.checkpoint_every=100000")
+    running = Launched(["-m", *arguments, "learner.learning_rate=0.001,0.002"], tmp_path / "log")
+    wait_for(lambda: any(steps_of(job) for job in folder.iterdir()) if folder.exists() else False)
+    # The terminal sends Ctrl-C to the whole group; a scheduler's SIGTERM goes to the process that it started.
+    (os.killpg if signal_number == signal.SIGINT else os.kill)(running.pid, signal_number)
+    code, output = running.wait(60)
+    assert code == 128 + signal_number and "Traceback" not in output, output
+    assert [(job / "checkpoints" / "latest").is_file() for job in folder.iterdir()] == [True]
+
+
 @pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.nightly)])
 def test_killed_at_random_moments_the_run_ends_bit_equal(tiny_model: Path, tmp_path: Path, kills: int):
     """kill -9 of the whole process group, again and again; then adapter, optimizer, data order and journal are
