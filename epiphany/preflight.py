@@ -21,6 +21,7 @@ from actors.reward import RewardWorker
 from actors.runtime.supervisor import Supervisor
 from conf.schema import Settings
 from conf.validate import named_terms
+from rewards.correctness import plain_number
 from rewards.sample import Sample
 
 
@@ -116,6 +117,11 @@ def check_reference_answer(
     if not settings.reward.check_reference_answer:
         return
     if score.reward is None:
+        if any(term.fn == "numeric" for term in settings.reward.terms) and plain_number(prompt.answer) is None:
+            raise DataError(
+                f"the reference answer {prompt.answer!r} is no number: choose reward=exact for words, reward=math for "
+                "mathematics, or another data.answer_column"
+            )
         raise DataError(
             f"{score.error}\nthe reference answer {completion!r} cannot be scored: correct the reward or "
             "data.answer_column, or set reward.check_reference_answer=false"

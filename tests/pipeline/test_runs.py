@@ -125,6 +125,10 @@ def test_a_reward_that_scores_nothing_stops_the_run_with_the_reason(tiny_model: 
             ],
             "not the maximum of 2",
         ),
+        (
+            ["reward.terms=[{fn: numeric}]", "reward.check_reference_answer=true", "data.answer_column=question"],
+            "is no number: choose reward=exact for words",
+        ),
         (["sampling.max_tokens=600"], "data.max_prompt_tokens + sampling.max_tokens = 1112: "),
         (["engine.name=vllm", "model.quantization=nf4"], "vLLM holds no nf4 weights on a CPU"),
     ],
