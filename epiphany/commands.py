@@ -58,6 +58,7 @@ def train(settings: Settings, loop: Loop, *, engine: "Engine | None" = None) -> 
     finally:
         if trainer is not None:
             trainer.close()
+        stop.close()
     return stop.exit_code
 
 

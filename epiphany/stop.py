@@ -5,6 +5,8 @@ import signal
 import sys
 from types import FrameType
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
 
 class Interrupted(BaseException):
     """A signal that came before the run had anything to save."""
@@ -23,12 +25,18 @@ class Stop:
     def __init__(self) -> None:
         self.requested: int | None = None
         self._is_armed = False
+        self._former = {number: signal.getsignal(number) for number in SIGNALS}
         self._listen()
 
     def arm(self) -> None:
         """From now on there is something to save. Libraries may have set handlers of their own meanwhile."""
         self._is_armed = True
         self._listen()
+
+    def close(self) -> None:
+        """Give the signals back to whom they belonged before the run."""
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
 
     def __bool__(self) -> bool:
         return self.requested is not None
@@ -39,7 +47,7 @@ class Stop:
         return 0 if self.requested is None else 128 + self.requested
 
     def _listen(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in SIGNALS:
             signal.signal(number, self._handle)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
