@@ -12,11 +12,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("svg")
-
-from matplotlib import pyplot
+from matplotlib.figure import Figure
 
 WINDOW = 5  # steps
 TITLES = {
@@ -31,7 +27,8 @@ def smoothed(values: list[float]) -> list[float]:
 
 
 def draw(runs: dict[str, list[dict[str, Any]]], picture: Path) -> None:
-    figure, panels = pyplot.subplots(1, len(runs), figsize=(5 * len(runs), 3.2), sharey=True, squeeze=False)
+    figure = Figure(figsize=(5 * len(runs), 3.2))
+    panels = figure.subplots(1, len(runs), sharey=True, squeeze=False)
     for panel, (name, lines) in zip(panels[0], runs.items(), strict=True):
         for line in lines:
             steps = range(1, len(line["rewards"]) + 1)

@@ -21,7 +21,9 @@ from conf.schema import GROUPS, Settings, TermSettings
 OPEN_SECTIONS = ("data.task", "data.held_out_task")
 # The quickstart's settings suit only its own task, so they do not apply if one of these is chosen.
 OWN_TASK = re.compile(
-    r"data|model|reward|data\.(held_out_)?source|model\.(path|revision|chat_template)|reward\.(terms(\..*)?|system_prompt)"
+    r"data|data\.(held_out_)?source"
+    r"|model|model\.(path|revision|chat_template)"
+    r"|reward|reward\.(terms(\..*)?|system_prompt)"
 )
 # Old keys and their new names.
 RENAMED = {

@@ -117,15 +117,16 @@ def check_reference_answer(
     if not settings.reward.check_reference_answer:
         return
     if score.reward is None:
+        advice = (
+            f"the reference answer {completion!r} cannot be scored: correct the reward or data.answer_column, or set "
+            "reward.check_reference_answer=false"
+        )
         if any(term.fn == "numeric" for term in settings.reward.terms) and plain_number(prompt.answer) is None:
-            raise DataError(
+            advice = (
                 f"the reference answer {prompt.answer!r} is no number: choose reward=exact for words, reward=math for "
                 "mathematics, or another data.answer_column"
             )
-        raise DataError(
-            f"{score.error}\nthe reference answer {completion!r} cannot be scored: correct the reward or "
-            "data.answer_column, or set reward.check_reference_answer=false"
-        )
+        raise DataError(f"{score.error}\n{advice}")
     if max_score is not None and score.reward < max_score - 1e-9:
         raise DataError(
             f"the reference answer {completion!r} scores {score.reward:g}, not the maximum of {max_score:g} "

@@ -17,7 +17,7 @@ from actors.models.source import ModelError, ModelSource
 from conf.errors import UsageError
 
 
-def load_config(source: ModelSource, *, trust_remote_code: bool = False) -> PretrainedConfig:
+def load_config(source: ModelSource, *, trust_remote_code: bool) -> PretrainedConfig:
     """The model's configuration. Raises ModelError if it cannot be read."""
     with _readable(source):
         return AutoConfig.from_pretrained(source.path, revision=source.revision, trust_remote_code=trust_remote_code)
@@ -32,7 +32,7 @@ def choose_dtype(name: str, device: str) -> str:
     return name
 
 
-def checkpoint_quantization(source: ModelSource, *, trust_remote_code: bool = False) -> str | None:
+def checkpoint_quantization(source: ModelSource, *, trust_remote_code: bool) -> str | None:
     """ "nf4" if the checkpoint is a 4-bit bitsandbytes one, None if it is plain. Raises ModelError for other kinds."""
     stored = getattr(load_config(source, trust_remote_code=trust_remote_code), "quantization_config", None)
     if stored is None:

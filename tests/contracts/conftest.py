@@ -1,11 +1,11 @@
 """Engines beside a policy on the same real model, for the contract that all of them keep."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from actors.engines.base import EngineOptions
 from actors.engines.transformers import TransformersEngine
 from actors.models.loading import load_base_model
 from actors.models.source import ModelSource
@@ -14,6 +14,7 @@ from actors.models.weight_sharing import build_meta_model, share_weights
 from learner.model.attention import NAME
 from learner.model.policy import Policy
 from tests.helpers.bench import LORA, Bench
+from tests.helpers.engines import CPU_OPTIONS
 from tests.helpers.fakes import EchoEngine
 
 
@@ -43,21 +44,13 @@ def _vllm(real: tuple[ModelSource, Any, Policy], *, devices: int) -> Bench:
     from actors.engines.vllm.engine import VllmEngine
 
     source, tokenizer, policy = real
-    options = EngineOptions(
+    options = replace(
+        CPU_OPTIONS,
         model_path=source.path,
-        revision=None,
-        trust_remote_code=False,
-        dtype="float32",
-        quantization="none",
-        device="cpu",
         threads=2 if devices == 1 else 1,
         max_model_len=320,
         max_num_seqs=8,
-        max_num_batched_tokens=4096,
         kv_cache_bytes=150 << 20,
-        enforce_eager=True,
-        per_request_seeds=True,
-        seed=0,
         share_weights=devices == 1,
         tensor_parallel_size=devices,
     )

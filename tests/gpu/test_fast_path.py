@@ -6,22 +6,21 @@ import pytest
 import torch
 
 from actors.models.loading import load_base_model
-from actors.models.lora import FlatLora, LoraArguments
+from actors.models.lora import FlatLora
 from actors.models.source import ModelSource
 from actors.models.weight_sharing import build_meta_model
-from conf.schema import LoraSettings
 from learner.batch import Rollouts
 from learner.model.attention import NAME
 from learner.model.fused import fuse
 from learner.model.policy import Policy
 from learner.model.softmax import softmax_in_place
 from learner.model.supported import check_attention
+from tests.helpers.gpu import LORA, NEEDS_GPU
 from tests.helpers.learners import gradient_of, make_learner
 from tests.helpers.presets import algorithm
 from tests.helpers.rollouts import group, table
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
-LORA: LoraArguments = {"rank": 16, "alpha": 32.0, "target_modules": LoraSettings().target_modules}
+pytestmark = NEEDS_GPU
 
 
 def relative(value: torch.Tensor, expected: torch.Tensor) -> float:

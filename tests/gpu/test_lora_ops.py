@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from actors.engines.vllm.lora_linear import LoraLayer, lora_linear
+from tests.helpers.gpu import NEEDS_GPU
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+pytestmark = NEEDS_GPU
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -1,32 +1,32 @@
 """One copy of the weights on a GPU, in bf16 and nf4: engine and learner agree, and a cache that slept wakes."""
 
 import gc
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit
 
-from actors.engines.base import EngineOptions
 from actors.models.loading import load_base_model
-from actors.models.lora import FlatLora, LoraArguments, adapter_layout
+from actors.models.lora import FlatLora, adapter_layout
 from actors.models.source import ModelSource
 from actors.models.tokenizer import end_of_sequence_ids, load_tokenizer
 from actors.models.weight_sharing import Nf4Weight, build_meta_model, named_base_weights, share_weights
 from actors.rollout import RolloutWorker
-from actors.types import Prompt, Request, Sampling
+from actors.types import Request, Sampling
 from benchmarks.common import sample_groups
-from conf.schema import LoraSettings
 from learner.batch import Rollouts
 from learner.learner import Learner
 from learner.model.attention import NAME
 from learner.model.policy import Policy
+from tests.helpers.engines import GPU_OPTIONS
+from tests.helpers.gpu import LORA, NEEDS_GPU, chat_prompt
 from tests.helpers.learners import make_learner
 from tests.helpers.presets import algorithm
 from tests.helpers.rollouts import scored, table
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
-LORA: LoraArguments = {"rank": 16, "alpha": 32.0, "target_modules": LoraSettings().target_modules}
+pytestmark = NEEDS_GPU
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
@@ -37,21 +37,11 @@ def test_shared_weights_agree_with_the_engine(quantization: str, smollm2: str, c
     tokenizer = load_tokenizer(source, chat_template=None, trust_remote_code=False)
     meta_model = build_meta_model(source, dtype="bfloat16", trust_remote_code=False, attention=NAME)
     layout = adapter_layout(meta_model, **LORA)
-    options = EngineOptions(
+    options = replace(
+        GPU_OPTIONS,
         model_path=smollm2,
-        revision=None,
-        trust_remote_code=False,
-        dtype="bfloat16",
         quantization=quantization,
-        device="cuda",
-        threads=8,
-        max_model_len=512,
-        max_num_seqs=64,
-        max_num_batched_tokens=2048,
-        kv_cache_bytes=1 << 30,
         enforce_eager=True,
-        per_request_seeds=False,
-        seed=0,
         keep_16bit=tuple(f"model.layers.0.self_attn.{name}_proj" for name in "qkv"),
         share_weights=True,
     )
@@ -67,12 +57,8 @@ def test_shared_weights_agree_with_the_engine(quantization: str, smollm2: str, c
     worker = RolloutWorker(engine, seed=0)
     means = []
     for step in range(3):
-        prompts = []
-        for i in range(8):
-            question = [{"role": "user", "content": f"What is {i + 8 * step} + {i}?"}]
-            text = str(tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True))
-            ids = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
-            prompts.append(Prompt(8 * step + i, text, ids, "", "1", ""))
+        ordinals = [8 * step + i for i in range(8)]
+        prompts = [chat_prompt(tokenizer, o, f"What is {o} + {i}?", "1") for i, o in enumerate(ordinals)]
         groups = sample_groups(worker, prompts, Sampling(1.0, 64), 8)
         rows = table([scored(g) for g in groups])
         of_engine, of_plain = errors(learner, source, rows)
@@ -98,21 +84,11 @@ def test_a_cache_that_slept_wakes_under_the_same_graphs(smollm2: str):
     tokenizer = load_tokenizer(source, chat_template=None, trust_remote_code=False)
     meta_model = build_meta_model(source, dtype="bfloat16", trust_remote_code=False, attention=NAME)
     layout = adapter_layout(meta_model, **LORA)
-    options = EngineOptions(
+    options = replace(
+        GPU_OPTIONS,
         model_path=smollm2,
-        revision=None,
-        trust_remote_code=False,
-        dtype="bfloat16",
-        quantization="none",
-        device="cuda",
-        threads=8,
-        max_model_len=512,
         max_num_seqs=8,
-        max_num_batched_tokens=2048,
         kv_cache_bytes=4 * gib,
-        enforce_eager=False,
-        per_request_seeds=False,
-        seed=0,
         share_weights=True,
         sleep_mode=True,
     )

@@ -8,6 +8,7 @@ import psutil
 
 from tests.helpers.runs import wait_for
 
+LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 RAY = ("ray::", "raylet", "gcs_server")
 
 

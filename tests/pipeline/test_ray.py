@@ -18,6 +18,7 @@ from actors.types import Adapter, AdapterEntry, AdapterLayout, Prompt, Sampling
 from conf.errors import UsageError
 from tests.helpers import ray_workers
 from tests.helpers.processes import (
+    LOOPBACK,
     listening_addresses,
     ray_processes,
     wait_until_gone,
@@ -25,7 +26,6 @@ from tests.helpers.processes import (
 from tests.helpers.runs import wait_for
 
 SAMPLES = 4
-LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 
 
 @pytest.fixture(scope="module")

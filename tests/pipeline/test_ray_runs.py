@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.helpers.processes import (
+    LOOPBACK,
     RAY,
     family,
     listening_addresses,
@@ -19,8 +20,6 @@ from tests.helpers.processes import (
 )
 from tests.helpers.runs import Launched, final, launch, overrides, rows, steps_of, trained_ordinals, wait_for
 from tests.helpers.tiny import make_tiny_model
-
-LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 
 
 def test_a_run_over_ray_gives_the_numbers_of_one_process(tiny_model: Path, tmp_path: Path):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from actors.engines import registry
-from actors.engines.base import EngineOptions, EngineUnavailable
+from actors.engines.base import EngineUnavailable
 from actors.engines.registry import ENGINES, choose_engine
 from actors.engines.vllm import environment
 from actors.models.lora import adapter_layout
@@ -18,6 +18,7 @@ from actors.models.tokenizer import load_tokenizer
 from actors.models.weight_sharing import build_meta_model
 from actors.types import Adapter, Request, Sampling
 from conf.errors import UsageError
+from tests.helpers.engines import CPU_OPTIONS
 
 
 def choose(name: str = "auto", *, device: str = "cpu", quantization: str = "none", devices: int = 1) -> tuple[str, str]:
@@ -85,22 +86,7 @@ def test_the_transformers_engine_is_built_from_options(tiny_model: Path):
     tokenizer = load_tokenizer(source, chat_template=None, trust_remote_code=False)
     meta_model = build_meta_model(source, dtype="float32", trust_remote_code=False)
     layout = adapter_layout(meta_model, rank=4, alpha=8.0, target_modules=["up_proj", "q_proj"])
-    options = EngineOptions(
-        model_path=source.path,
-        revision=None,
-        trust_remote_code=False,
-        dtype="float32",
-        quantization="none",
-        device="cpu",
-        threads=1,
-        max_model_len=64,
-        max_num_seqs=2,
-        max_num_batched_tokens=4096,
-        kv_cache_bytes=1 << 20,
-        enforce_eager=True,
-        per_request_seeds=True,
-        seed=0,
-    )
+    options = replace(CPU_OPTIONS, model_path=source.path)
     engine = ENGINES["transformers"].build(options, tokenizer, layout=layout, eos_token_ids=(1,))
     engine.load_adapter(Adapter(3, layout, torch.zeros(layout.size)))
     engine.submit([Request("a", (5, 6), Sampling(1.0, 4, 0))])

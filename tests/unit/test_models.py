@@ -73,7 +73,7 @@ def test_a_configuration_that_is_no_json_or_of_an_unknown_model_is_refused(tiny_
     for text in ("{", '{"model_type": "nosuch"}'):
         (folder / "config.json").write_text(text)
         with pytest.raises(ModelError, match="cannot be read"):
-            checkpoint_quantization(ModelSource(str(folder), None, ""))
+            checkpoint_quantization(ModelSource(str(folder), None, ""), trust_remote_code=False)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

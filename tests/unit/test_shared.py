@@ -128,8 +128,8 @@ def test_layers_that_engines_fuse_stay_together(tiny_model: Path):
 def test_a_bitsandbytes_checkpoint_is_loaded_as_it_is(tiny_model: Path, tmp_path: Path):
     owner = own_model(tiny_model, "nf4")
     owner.save_pretrained(tmp_path / "nf4")
-    assert checkpoint_quantization(source(tiny_model)) is None
-    assert checkpoint_quantization(source(tmp_path / "nf4")) == "nf4"
+    assert checkpoint_quantization(source(tiny_model), trust_remote_code=False) is None
+    assert checkpoint_quantization(source(tmp_path / "nf4"), trust_remote_code=False) == "nf4"
     again = own_model(tmp_path / "nf4", "nf4")
     name = "model.layers.1.mlp.down_proj.weight"
     weights = [named_base_weights(model)[name] for model in (owner, again)]
@@ -142,7 +142,7 @@ def test_other_quantisations_are_refused(tiny_model: Path, tmp_path: Path):
     config = (folder / "config.json").read_text()
     (folder / "config.json").write_text(config.replace("{", '{"quantization_config": {"quant_method": "gptq"},', 1))
     with pytest.raises(ModelError, match="quantized by gptq"):
-        checkpoint_quantization(source(folder))
+        checkpoint_quantization(source(folder), trust_remote_code=False)
 
 
 def test_the_plain_loader_reads_the_shapes_of_the_benchmarks(tmp_path: Path):
