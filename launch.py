@@ -6,7 +6,6 @@ surrounds it.
 
 from __future__ import annotations
 
-import importlib.util
 import signal
 import subprocess
 import sys
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from epiphany.stop import Stop
     from epiphany.trainer import Trainer
 
-PACKAGES = ("conf", "rewards", "actors", "learner", "epiphany")
 SWEPT: list[Path] = []  # the run folders of this process's sweep
 
 
@@ -108,29 +106,19 @@ def _fail(error: UsageError) -> None:
     sys.exit(error.exit_code)
 
 
-def _shadowed() -> list[str]:
-    """Files that come before ours on the import path, under the name of one of our packages."""
-    ours = Path(__file__).resolve().parent
-    specs = {name: importlib.util.find_spec(name) for name in PACKAGES}
-    files = [
-        spec.origin or next(iter(spec.submodule_search_locations or ()), name) for name, spec in specs.items() if spec
-    ]
-    return [file for file in files if not Path(file).resolve().is_relative_to(ours)]
-
-
 def main() -> None:
     """The console script."""
-    shadowed = _shadowed()
-    if shadowed:
-        sys.exit(f"error: {', '.join(shadowed)} hides a package of Epiphany: rename it, or run from another folder")
+    try:
+        from epiphany import __version__
+    except ImportError as error:  # a file of the user's is in the way
+        sys.exit(f"error: {error}")
+    sys.path.append(str(Path.cwd()))  # last, for recipes and rewards named module:name
     from conf.errors import UsageError
     from conf.overrides import check_overrides, normalize_overrides, wants_version
     from conf.schema import register
 
     if wants_version(sys.argv[1:]):
-        import epiphany
-
-        print(f"epiphany {epiphany.__version__}")
+        print(f"epiphany {__version__}")
         return
     register()
     try:

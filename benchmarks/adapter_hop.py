@@ -19,6 +19,7 @@ from actors.types import Adapter
 from benchmarks.common import report
 from benchmarks.work import work_settings
 from epiphany.assembly import StartedRun, start_run
+from epiphany.preflight import check
 from learner.parallel.worker import LearnerWorker
 
 REPEATS = 20
@@ -27,8 +28,13 @@ REPEATS = 20
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder, ExitStack() as closing:
         settings = work_settings("w", Path(folder), "runtime=ray", *sys.argv[1:])
-        run = start_run(settings, note=lambda line: print(line, file=sys.stderr), closing=closing)
+        checked = check(settings, to_stderr, closing)
+        run = start_run(settings, checked, note=to_stderr, closing=closing)
         report(benchmark="adapter_hop", overrides=sys.argv[1:], **measure(run))
+
+
+def to_stderr(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def measure(run: StartedRun) -> dict[str, object]:

@@ -21,7 +21,7 @@ from actors.types import Adapter, Completion, Group, Prompt, Request, Sampling
 from conf.schema import Settings
 from epiphany.assembly import make_engine
 from epiphany.learner_factory import make_learner_of_plan
-from epiphany.preflight import load_model_source
+from epiphany.run_data import load_model_source
 from epiphany.run_plan import RunPlan, apply_limits, plan_run
 from learner.learner import Learner
 

@@ -21,7 +21,8 @@ from benchmarks.learning import RUNS, SUMS
 from benchmarks.peers import StepTimes, be_one_process, grpo_config, lora_config
 from conf.compose import load_settings
 from conf.schema import Settings
-from epiphany.preflight import RunData, load_data
+from epiphany.preflight import read_rows
+from epiphany.run_data import RunData, load_data
 from epiphany.run_plan import choose_device
 from rewards.correctness import numeric
 from rewards.sample import Sample
@@ -87,7 +88,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments, overrides = parser.parse_known_args()
     settings = load_settings(*SUMS, *RUNS["sums"], *overrides)
-    data = load_data(settings)
+    data = load_data(settings, read_rows(settings))
 
     from trl import GRPOTrainer
 

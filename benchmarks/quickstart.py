@@ -16,9 +16,10 @@ from benchmarks.learning import Rows
 from conf.compose import load_settings
 from conf.schema import Settings
 from epiphany import commands
-from epiphany.preflight import load_data
+from epiphany.preflight import read_rows
 from epiphany.report import metrics
 from epiphany.report.run_folder import Layout
+from epiphany.run_data import load_data
 from launch import train
 
 EVERY = 8  # steps
@@ -73,7 +74,7 @@ CANDIDATES = {
 
 def write_other_questions(settings: Settings, file: Path) -> None:
     """Write the prompts of the quickstart without its held-out questions as JSONL to `file`."""
-    prompts = load_data(settings).prompts
+    prompts = load_data(settings, read_rows(settings)).prompts
     rows = {(p.question, p.answer) for p in map(prompts.at, range(prompts.size))}
     file.write_text("".join(json.dumps({"question": q, "answer": a}) + "\n" for q, a in sorted(rows)))
 

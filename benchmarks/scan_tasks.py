@@ -17,8 +17,9 @@ from benchmarks.common import build_workers, report, sample_groups
 from conf.compose import load_settings
 from conf.schema import Settings
 from epiphany.assembly import make_reward
-from epiphany.preflight import load_data
+from epiphany.preflight import read_rows
 from epiphany.report.evaluation import best_constant, summarize
+from epiphany.run_data import load_data
 from rewards.correctness import plain_number
 
 # Tasks whose answers fit in few tokens, the smallest sizes that they offer.
@@ -60,11 +61,12 @@ def main() -> None:
     worker = RolloutWorker(workers.engine, seed=0)
     for task, options in candidates(sys.argv[1:]):
         try:
-            data = load_data(settings_for(task, options, "gym"))
+            rows = read_rows(settings_for(task, options, "gym"))
+            data = load_data(settings_for(task, options, "gym"), rows)
         except DataError as error:
             print(json.dumps({"task": task, "options": options, "error": str(error)[:120]}), flush=True)
             continue
-        answers_are_numbers = all(plain_number(row.answer or "") is not None for row in data.rows.rows)
+        answers_are_numbers = all(plain_number(row.answer or "") is not None for row in rows.train.rows)
         settings, prompts = settings_for(task, options, "numeric" if answers_are_numbers else "exact"), data.prompts
         groups = sample_groups(worker, prompts.held_out, Sampling(1.0, 32), 4)
         with tempfile.TemporaryDirectory() as scratch:

@@ -19,7 +19,8 @@ from actors.types import Completion, Sampling
 from benchmarks.common import build_engine, new_requests, random_adapter, report
 from benchmarks.engine_steps import EngineSteps, timed_steps
 from conf.compose import load_settings
-from epiphany.preflight import load_data
+from epiphany.preflight import read_rows
+from epiphany.run_data import load_data
 
 FEW = (4, 8, 16, 32, 64)
 
@@ -75,7 +76,7 @@ def main() -> None:
     most = size * group
     settings.engine.max_num_seqs = settings.engine.max_num_seqs or most
     sampling = Sampling(settings.sampling.temperature, settings.sampling.max_tokens)
-    prompts = load_data(settings).prompts
+    prompts = load_data(settings, read_rows(settings)).prompts
     plan, engine = build_engine(settings)
     engine.load_adapter(random_adapter(plan, b_std=0.0))
     gc.freeze()

@@ -5,9 +5,12 @@
     settings = epiphany.load_settings("model=qwen2.5-1.5b", "data=gsm8k", "run.steps=50")
     epiphany.train(settings)
 
-`load_settings` takes what stands behind `python launch.py`; `train` runs until the run's last step.
+`load_settings` takes what stands behind `python launch.py`; `train` runs until the run's last step. Importing it raises
+ImportError if a file of yours hides one of its packages.
 """
 
+import importlib.util
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
@@ -34,3 +37,16 @@ def train(settings: "Settings") -> int:
     from launch import train as loop
 
     return commands.train(settings, loop)
+
+
+def _refuse_shadows() -> None:
+    """Raises ImportError if a file comes before one of ours on the import path, under its name."""
+    ours = Path(__file__).resolve().parents[1]
+    for name in ("conf", "rewards", "actors", "learner", "launch"):
+        spec = importlib.util.find_spec(name)
+        found = None if spec is None else spec.origin or next(iter(spec.submodule_search_locations or ()), None)
+        if found is not None and not Path(found).resolve().is_relative_to(ours):
+            raise ImportError(f"{found} hides {name}, a package of Epiphany: rename it, or start in another folder")
+
+
+_refuse_shadows()

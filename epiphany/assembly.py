@@ -17,17 +17,17 @@ from typing import TYPE_CHECKING
 
 from actors.engines.base import Engine
 from actors.pipeline import Pipeline
-from actors.reward import RewardWorker
 from actors.rollout import RolloutWorker
 from actors.runtime.base import Handle
 from actors.runtime.supervisor import Supervisor
 from conf.errors import UsageError
 from conf.schema import Settings
-from epiphany import preflight
-from epiphany.identity import identity
+from epiphany.identity import identity, reward_fingerprint, user_files
 from epiphany.placement import make_runtime, timeouts_of
+from epiphany.preflight import Checked, make_reward
 from epiphany.report.recorder import Recorder
-from epiphany.report.run_folder import RunFolder
+from epiphany.report.run_folder import RunFolder, StoredSettings
+from epiphany.run_data import RunData, describe_data, load_data, load_model_source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -67,7 +67,12 @@ class StartedRun:
 
 
 def start_run(
-    settings: Settings, *, note: Callable[[str], None], closing: ExitStack, engine: Engine | None = None
+    settings: Settings,
+    checked: Checked,
+    *,
+    note: Callable[[str], None],
+    closing: ExitStack,
+    engine: Engine | None = None,
 ) -> StartedRun:
     """Start the workers of a run. What is opened is closed by `closing`, also if the start fails half way."""
     from actors.models.loading import fingerprint
@@ -75,24 +80,25 @@ def start_run(
     from learner.parallel.group import LearnerGroup
     from learner.parallel.worker import LearnerWorker
 
-    folder = RunFolder(Path(settings.run.folder))
-    closing.callback(folder.close)
+    folder = checked.folder
+    data = load_data(settings, checked.rows)
+    describe_data(settings, checked.rows, data.prompts, note)
+    now = StoredSettings(
+        identity(settings, prompts=data.prompts.fingerprint(), weights=fingerprint(data.source)),
+        asdict(settings),
+        user_files(settings),
+    )
+    for line in folder.claim(now, resume=settings.run.resume):
+        note(line)
     runtime = make_runtime(settings, folder.path.resolve())
     closing.callback(runtime.close)
     supervisor = Supervisor(runtime, timeouts=timeouts_of(settings), note=note)
     closing.callback(supervisor.close)
     pipeline = Pipeline(supervisor)
-    reward_log = folder.path.resolve() / "rewards.log"
+    reward_log = folder.reward_log.resolve()
     supervisor.start(
         "reward", settings.runtime.reward_workers, lambda _name: partial(make_reward, settings, reward_log)
     )
-    data = preflight.load_data(settings)
-    preflight.describe_data(settings, data, note)
-    preflight.check_reference_answer(settings, data, supervisor, note)
-    run_identity = identity(settings, prompts=data.prompts.fingerprint(), weights=fingerprint(data.source))
-    for line in folder.claim(run_identity, asdict(settings), resume=settings.run.resume):
-        note(line)
-
     plan: RunPlan | None = None
     if settings.runtime.name == "local":
         plan, engine = _plan_here(settings, data, engine, note)
@@ -123,15 +129,15 @@ def start_run(
         pipeline=pipeline,
         learners=learners,
         prompts=data.prompts,
-        identity=run_identity,
-        reward_fingerprint=preflight.reward_fingerprint(settings),
+        identity=now.identity,
+        reward_fingerprint=reward_fingerprint(settings),
         samples_repeat=plan is not None and plan.engine.per_request_seeds and settings.runtime.max_staleness == 0,
         sleep_mode=plan is not None and plan.way.sleep_mode,
     )
 
 
 def _plan_here(
-    settings: Settings, data: "preflight.RunData", engine: Engine | None, note: Callable[[str], None]
+    settings: Settings, data: "RunData", engine: Engine | None, note: Callable[[str], None]
 ) -> tuple["RunPlan", Engine]:
     """The plan of a run in one process, and its engine."""
     from epiphany.run_plan import apply_limits, plan_run
@@ -158,7 +164,7 @@ def make_rollout(settings: Settings, name: str, engine: Engine | None = None) ->
         return RolloutWorker(engine, seed=settings.run.seed, name=name)
     from epiphany.run_plan import apply_limits, plan_run
 
-    source, tokenizer = preflight.load_model_source(settings)
+    source, tokenizer = load_model_source(settings)
     plan = plan_run(settings, source, roles=frozenset({"rollout"}))
     apply_limits(plan)
     engine = make_engine(plan, source, tokenizer)
@@ -190,7 +196,7 @@ def make_learner(
         )
     notes = []
     if plan is None:
-        source, _ = preflight.load_model_source(settings)
+        source, _ = load_model_source(settings)
         plan = plan_run(settings, source, roles=frozenset({"learner"}))
         apply_limits(plan)
         notes = [f"the learner is on {plan.device.kind} in {plan.device.dtype}", *plan.memory]
@@ -203,16 +209,4 @@ def make_learner(
         keep=settings.run.keep_checkpoints,
         adapter_leaves_process=engine is None,
         notes=[*notes, f"the learner's base weights: {weights}"],
-    )
-
-
-def make_reward(settings: Settings, log: Path) -> RewardWorker:
-    """A reward worker, with a child process of its own; what rewards print goes to `log`."""
-    reward = settings.reward
-    return RewardWorker(
-        reward.terms,
-        deadline_seconds=reward.deadline_seconds,
-        memory_gib=reward.memory_gib,
-        max_tokens=settings.sampling.max_tokens,
-        log=log,
     )

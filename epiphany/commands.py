@@ -5,6 +5,8 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,9 @@ from epiphany.stop import Interrupted, Stop
 
 if TYPE_CHECKING:
     from actors.engines.base import Engine
+    from actors.models.source import ModelSource
+    from epiphany.preflight import Checked
+    from epiphany.report.table import LiveTable
     from epiphany.trainer import Trainer
 
 Loop = Callable[["Trainer", Stop], None]
@@ -30,36 +35,44 @@ class RunLost(UsageError):
 
 def train(settings: Settings, loop: Loop, *, engine: "Engine | None" = None) -> int:
     """One run from its settings to its exit code: 0, or 128 and the signal that stopped it."""
-    console = Console(width=None if sys.stdout.isatty() else NARROW)
+    from actors.runtime.base import WorkerLost
+    from epiphany import preflight
     from epiphany.identity import check_early
     from epiphany.report.finished import show_if_finished
+    from epiphany.report.table import LiveTable
 
+    console = _console()
     if show_if_finished(settings, console):
         return 0
     check_early(settings)
-    stop = Stop()
-    trainer = None
-    try:
-        quiet_libraries()
-        with warnings.catch_warnings(action="ignore"):
-            from actors.runtime.base import WorkerLost
-            from epiphany.trainer import Trainer
+    table, stop = LiveTable(console, settings.run.steps), Stop()
+    with ExitStack() as closing:
+        closing.callback(stop.close)
         try:
-            trainer = Trainer(settings, console, engine=engine, stop=lambda: bool(stop))
+            with table.activity("checking the data and the reward"):
+                checked = preflight.check(settings, table.note, closing)
+            with table.activity("loading libraries and the model, starting the workers"):
+                trainer = _start(settings, checked, table, stop, closing, engine)
             stop.arm()
+            closing.enter_context(table)
             trainer.evaluate_once()
             loop(trainer, stop)
             if not stop:
                 trainer.finish()
         except WorkerLost as lost:
             raise RunLost(f"{lost}; the same command resumes from the last checkpoint") from lost
-    except Interrupted as interrupted:
-        return interrupted.exit_code
-    finally:
-        if trainer is not None:
-            trainer.close()
-        stop.close()
+        except Interrupted as interrupted:
+            return interrupted.exit_code
     return stop.exit_code
+
+
+def _start(
+    settings: Settings, checked: "Checked", table: "LiveTable", stop: Stop, closing: ExitStack, engine: "Engine | None"
+) -> "Trainer":
+    quiet_libraries()
+    with warnings.catch_warnings(action="ignore"):
+        from epiphany.trainer import Trainer
+    return Trainer(settings, checked, table, closing=closing, engine=engine, stop=lambda: bool(stop))
 
 
 def status(settings: Settings, loop: Loop) -> int:
@@ -71,36 +84,59 @@ def status(settings: Settings, loop: Loop) -> int:
 
 
 def plan(settings: Settings, loop: Loop) -> int:
-    """Show what would run, whether it fits and what it trains. Starts nothing."""
+    """Show what would run, whether it fits and what it trains. Starts no worker and writes nothing."""
+    from epiphany import preflight
+    from epiphany.report.activity import print_line
+    from epiphany.report.sinks import check_sinks
+
+    note = partial(print_line, _console())
+    rows = preflight.read_rows(settings)
+    check_sinks(settings.run.sinks)
+    preflight.check_reward(settings, rows, note)
     quiet_libraries()
     with warnings.catch_warnings(action="ignore"):
-        from epiphany import preflight
-        from epiphany.run_plan import plan_run
-    console = Console(width=None if sys.stdout.isatty() else NARROW)
+        from epiphany.run_data import describe_data, load_data
 
-    def note(text: str) -> None:
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-    data = preflight.load_data(settings)
-    preflight.describe_data(settings, data, note)
-    run_plan = plan_run(settings, data.source)
-    algorithm, way = settings.algorithm, run_plan.way
-    for line in run_plan.lines():
+    data = load_data(settings, rows)
+    describe_data(settings, rows, data.prompts, note)
+    for line in _plan_lines(settings, data.source):
         note(line)
-    note(
-        f"{settings.run.steps} steps of {algorithm.name}, each {algorithm.prompts_per_step} prompts x "
-        f"{algorithm.group_size} completions of up to {settings.sampling.max_tokens} tokens, "
-        f"{way.max_num_seqs} sequences at a time"
-    )
-    lora = settings.model.lora
-    note(
-        f"trains a LoRA adapter of rank {lora.rank} on {', '.join(lora.target_modules)}: "
-        f"{run_plan.layout.size:,} numbers"
-    )
     return 0
 
 
+def _plan_lines(settings: Settings, source: "ModelSource") -> list[str]:
+    """What each process of a run would do on a machine like this one, and what is trained: lines for the user."""
+    from epiphany.run_plan import plan_run
+
+    runtime, algorithm, lora = settings.runtime, settings.algorithm, settings.model.lora
+    if runtime.name == "local":
+        plan = plan_run(settings, source)
+        lines, way = plan.lines(), plan.way
+    else:
+        rollout = plan_run(settings, source, roles=frozenset({"rollout"}))
+        plan = plan_run(settings, source, roles=frozenset({"learner"}))
+        way = rollout.way
+        lines = [
+            f"each of {runtime.rollout_workers} rollout workers, on a machine like this one:",
+            *rollout.lines(),
+            f"each of {runtime.learner_data_parallel_size} learners, on a machine like this one:",
+            f"{plan.device.kind} in {plan.device.dtype}",
+            *plan.memory,
+        ]
+    return [
+        *lines,
+        f"{settings.run.steps} steps of {algorithm.name}, each {algorithm.prompts_per_step} prompts x "
+        f"{algorithm.group_size} completions of up to {settings.sampling.max_tokens} tokens, "
+        f"{way.max_num_seqs} sequences at a time in each engine",
+        f"trains a LoRA adapter of rank {lora.rank} on {', '.join(lora.target_modules)}: {plan.layout.size:,} numbers",
+    ]
+
+
 COMMANDS: dict[str, Callable[[Settings, Loop], int]] = {"train": train, "status": status, "plan": plan}
+
+
+def _console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else NARROW)
 
 
 def quiet_libraries() -> None:

@@ -1,7 +1,10 @@
-"""The identity of a run: what must stay the same for it to be resumed. Loads no torch, so that a refusal comes at
-once.
+"""The identity of a run: what must stay the same for it to be resumed, and what may change and is said then. Loads no
+torch, so that a refusal comes at once.
 """
 
+import hashlib
+import json
+import sys
 from pathlib import Path
 
 from conf.schema import Settings
@@ -46,12 +49,41 @@ def identity(settings: Settings, *, prompts: str, weights: str) -> dict[str, obj
     }
 
 
+def user_files(settings: Settings) -> dict[str, str]:
+    """A hash of each file of the user's that holds a reward or the algorithm, by the name that the settings give it."""
+    names = [*(term.fn for term in settings.reward.terms), settings.algorithm.name]
+    modules = sorted({name.rpartition(":")[0] for name in names if ":" in name})
+    return {module: _hash(file.read_bytes()) for module in modules if (file := _file_of(module)) is not None}
+
+
+def reward_fingerprint(settings: Settings) -> str:
+    """Tells whether scores can be compared: a hash of the reward's terms and of the user's files that hold them."""
+    files = user_files(settings)
+    terms = [
+        [term.fn, term.name, term.weight, dict(term.options), files.get(term.fn.rpartition(":")[0])]
+        for term in named_terms(settings.reward.terms)
+    ]
+    return _hash(json.dumps(terms, sort_keys=True).encode())
+
+
 def check_early(settings: Settings) -> None:
     """Raises RunFolderError if run.folder holds another run, as far as the settings tell."""
     folder = Layout(Path(settings.run.folder))
     if folder.settings.is_file():
-        old, _ = read_settings(folder)
+        old = read_settings(folder).identity
         new = identity_of_settings(settings)
         check_identity(
             folder, {key: value for key, value in old.items() if key in new}, new, resume=settings.run.resume
         )
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _file_of(module: str) -> Path | None:
+    """The file of a module, which is named by its path or as import does; None if it is not found."""
+    relative = Path(module) if module.endswith(".py") else Path(module.replace(".", "/") + ".py")
+    folders = [Path()] if module.endswith(".py") else [Path(), *map(Path, sys.path)]
+    candidates = [folder / relative.expanduser() for folder in folders]
+    return next((file for file in candidates if file.is_file()), None)

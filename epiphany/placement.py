@@ -22,7 +22,7 @@ def make_runtime(settings: Settings, folder: Path) -> Runtime:
     from actors.runtime.ray import RayRuntime, Resources
 
     tensor_parallel = settings.engine.tensor_parallel_size
-    threads = settings.hardware.threads or share_of_cores(settings)
+    threads = threads_of(settings)
     cpus: dict[str, tuple[int, float]] = {
         "rollout": (asked.rollout_workers, threads * tensor_parallel),
         "learner": (asked.learner_data_parallel_size, threads),
@@ -49,8 +49,13 @@ def make_runtime(settings: Settings, folder: Path) -> Runtime:
     return runtime
 
 
-def share_of_cores(settings: Settings) -> int:
-    """Cores for one worker: with Ray, the rollout workers and learners of a machine share its cores."""
+def threads_of(settings: Settings) -> int:
+    """Threads of one worker: those asked for, or its share of this machine's cores.
+
+    With Ray, the rollout workers and learners of a machine share its cores.
+    """
+    if settings.hardware.threads is not None:
+        return settings.hardware.threads
     runtime, cores = settings.runtime, len(os.sched_getaffinity(0))
     if runtime.name == "local":
         return cores

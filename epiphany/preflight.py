@@ -1,50 +1,74 @@
-"""What is checked and shown before the first step: shadowed modules, the data, the first prompt, and its reference
-answer.
+"""What is checked before torch is imported, so that a mistake is told at once: the rows, the sinks, the run folder, the
+reward and what it makes of the reference answers.
 
-Knows data and rewards; starts nothing.
+Knows data, rewards and the run folder; knows no model.
 """
 
-import hashlib
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 
-from transformers import PreTrainedTokenizerBase
-
-from actors.data.prompts import PromptSet
-from actors.data.sources import DataError, Loaded, load_rows
-from actors.models.hub import resolve_model
-from actors.models.source import ModelSource
-from actors.models.tokenizer import load_tokenizer
+from actors.data.readers import DataError
+from actors.data.sources import Loaded, Row, load_rows
 from actors.reward import RewardWorker
-from actors.runtime.supervisor import Supervisor
+from actors.types import Score
 from conf.schema import Settings
-from conf.validate import named_terms
+from epiphany.report.run_folder import RunFolder
+from epiphany.report.sinks import check_sinks
 from rewards.correctness import plain_number
 from rewards.sample import Sample
 
+CHECKED_ANSWERS = 64  # of each source, spread evenly over its rows
+CHECK_SECONDS = 5.0  # after which no more answers are scored
+TOLERATED_SHARE = 0.1  # of the reference answers that were scored
+
 
 @dataclass(frozen=True)
-class RunData:
-    """What a run is trained on, and the model that it is rendered for."""
+class Rows:
+    """The rows to train on, some of which may be held out, and those of data.held_out_source."""
 
-    rows: Loaded
-    prompts: PromptSet
-    source: ModelSource
-    tokenizer: PreTrainedTokenizerBase
+    train: Loaded
+    held_out: Loaded | None
 
 
-def load_model_source(settings: Settings) -> tuple[ModelSource, PreTrainedTokenizerBase]:
-    """Find the model, and load its tokenizer."""
-    model = settings.model
-    source = resolve_model(model.path, revision=model.revision, package=model.package, package_path=model.package_path)
-    tokenizer = load_tokenizer(source, chat_template=model.chat_template, trust_remote_code=model.trust_remote_code)
-    return source, tokenizer
+@dataclass(frozen=True)
+class Checked:
+    """A run whose rows, folder and reward are in order. The folder is locked."""
+
+    rows: Rows
+    folder: RunFolder
 
 
-def load_data(settings: Settings) -> RunData:
-    """Read the rows, and render them as prompts."""
+@dataclass(frozen=True)
+class ScoredAnswer:
+    """The reference answer of a row as a completion, and what the reward gives to it. The maximum may be unknown."""
+
+    row: Row
+    completion: str
+    score: Score
+    max_score: float | None
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it gets the full score, as far as that is known."""
+        reward = self.score.reward
+        return reward is not None and (self.max_score is None or reward >= self.max_score - 1e-9)
+
+
+def check(settings: Settings, note: Callable[[str], None], closing: ExitStack) -> Checked:
+    """Check what needs no model. Raises UsageError for what is wrong. `closing` gives the run folder back."""
+    rows = read_rows(settings)
+    check_sinks(settings.run.sinks)
+    folder = RunFolder(Path(settings.run.folder))
+    closing.callback(folder.close)
+    check_reward(settings, rows, note, log=folder.reward_log)
+    return Checked(rows, folder)
+
+
+def read_rows(settings: Settings) -> Rows:
+    """Read the rows of data.source and data.held_out_source. Raises DataError."""
     data = settings.data
 
     def load(source: str, task: dict[str, object]) -> Loaded:
@@ -62,84 +86,94 @@ def load_data(settings: Settings) -> RunData:
     held_out = None
     if data.held_out_source is not None:
         held_out = load(data.held_out_source, {**data.task, **data.held_out_task})
-    rows = load(data.source, data.task)
-    source, tokenizer = load_model_source(settings)
-    prompts = PromptSet(
-        rows.rows,
-        tokenizer,
-        held_out=data.held_out,
-        max_prompt_tokens=data.max_prompt_tokens,
-        seed=data.seed,
-        held_out_rows=None if held_out is None else held_out.rows,
+    return Rows(load(data.source, data.task), held_out)
+
+
+def make_reward(settings: Settings, log: Path | None) -> RewardWorker:
+    """A reward worker, with a child process of its own; what rewards print goes to `log`. Raises RewardError."""
+    reward = settings.reward
+    return RewardWorker(
+        reward.terms,
+        deadline_seconds=reward.deadline_seconds,
+        memory_gib=reward.memory_gib,
+        max_tokens=settings.sampling.max_tokens,
+        log=log,
     )
-    return RunData(rows, prompts, source, tokenizer)
 
 
-def describe_data(settings: Settings, data: RunData, note: Callable[[str], None]) -> None:
-    """Say what is trained on, what was left out, and show the first prompt."""
-    rows, prompts = data.rows, data.prompts
-    note(
-        f"data {settings.data.source}: {prompts.size} prompts to train on, {len(prompts.held_out)} held out; "
-        f"prompt from {rows.prompt_column!r}, answer from {rows.answer_column!r}"
-    )
-    if rows.bad:
-        note(f"skipped {len(rows.bad)} bad rows, the first: {rows.bad[0]}")
-    if prompts.overlap:
-        note(f"{prompts.overlap} of the held-out prompts are trained on, too")
-    if prompts.too_long:
-        note(f"left out {prompts.too_long} prompts of over {settings.data.max_prompt_tokens} tokens")
-    note(f"the first prompt, as the model sees it:\n{prompts.at(0).text}")
+def check_reward(settings: Settings, rows: Rows, note: Callable[[str], None], *, log: Path | None = None) -> None:
+    """Load the reward, and say what it gives to reference answers of the rows.
 
-
-def check_reference_answer(
-    settings: Settings, data: RunData, supervisor: Supervisor, note: Callable[[str], None]
-) -> None:
-    """Show the score of the first prompt's reference answer. Raises DataError if it is not the maximum score."""
-    prompt = data.prompts.at(0)
-    if prompt.answer is None or data.rows.answer_column is None:
+    Raises RewardError if it does not load, and DataError if more than TOLERATED_SHARE of the answers do not get the
+    full score, or cannot be scored, unless reward.check_reference_answer is off.
+    """
+    worker = make_reward(settings, log)
+    try:
+        answers = list(_score_reference_answers(worker, rows))
+    finally:
+        worker.close()
+    if not answers:
         return
-    worker = supervisor.slot("reward")
-    completion, max_score = worker.submit(RewardWorker.reference_completion, prompt.answer).result()
-    sample = Sample(
-        prompt.question,
-        completion,
-        prompt.answer,
-        prompt.task,
-        metadata=json.loads(prompt.metadata),
-        answers=prompt.answers,
-    )
-    score = worker.submit(RewardWorker.score_sample, sample).result()
-    if score.reward is None:
-        note(f"its reference answer {prompt.answer!r} cannot be scored: {score.error}")
+    failed = [answer for answer in answers if not answer.is_full]
+    if settings.reward.check_reference_answer and len(failed) > TOLERATED_SHARE * len(answers):
+        raise DataError(_refusal(settings, failed, len(answers)))
+    note(_scores_line(answers))
+    if failed:
+        error = failed[0].score.error
+        note(_failed_line(failed, len(answers)) + ("" if error is None else f": {error}"))
+
+
+def _score_reference_answers(worker: RewardWorker, rows: Rows) -> Iterator[ScoredAnswer]:
+    """Answers of all sources, each scored as a completion, within CHECK_SECONDS, but one of them at least."""
+    deadline = monotonic() + CHECK_SECONDS
+    sources = [rows.train] if rows.held_out is None else [rows.train, rows.held_out]
+    picked = [row for loaded in sources for row in _spread([row for row in loaded.rows if row.answers])]
+    for i, row in enumerate(picked):
+        if i and monotonic() > deadline:
+            return
+        completion, max_score = worker.reference_completion(row.answers[0])
+        sample = Sample(row.question, completion, row.answer, row.task, metadata=row.metadata, answers=row.answers)
+        yield ScoredAnswer(row, completion, worker.score_sample(sample), max_score)
+
+
+def _spread(rows: Sequence[Row]) -> list[Row]:
+    """At most CHECKED_ANSWERS of the rows, evenly spread, with the first one."""
+    count = min(CHECKED_ANSWERS, len(rows))
+    return [rows[i * len(rows) // count] for i in range(count)]
+
+
+def _scores_line(answers: Sequence[ScoredAnswer]) -> str:
+    rewards = [answer.score.reward for answer in answers if answer.score.reward is not None]
+    first = answers[0]
+    if len(answers) == 1:
+        what = f"the reference answer {first.completion!r} scores"
     else:
-        of_maximum = "" if max_score is None else f" of {max_score:g}"
-        note(f"its reference answer {prompt.answer!r} scores {score.reward:g}{of_maximum}")
-    if not settings.reward.check_reference_answer:
-        return
+        what = f"{len(answers)} reference answers, such as {first.completion!r}, score"
+    low, high = min(rewards, default=None), max(rewards, default=None)
+    scores = "nothing" if low is None else f"{low:g}" if low == high else f"{low:g} to {high:g}"
+    return f"reward: {what} {scores}" + ("" if first.max_score is None else f" of {first.max_score:g}")
+
+
+def _failed_line(failed: Sequence[ScoredAnswer], count: int) -> str:
+    first, score = failed[0], failed[0].score
     if score.reward is None:
+        reason = f"{first.completion!r} cannot be scored"
+    else:
+        reason = f"{first.completion!r} scores {score.reward:g} of {first.max_score:g} ({score.terms})"
+    return (
+        f"{len(failed)} of {count} reference answers do not get the full score, the first ({first.row.place}): {reason}"
+    )
+
+
+def _refusal(settings: Settings, failed: Sequence[ScoredAnswer], count: int) -> str:
+    """The reward's own error first, if there is one, then what to change."""
+    row, score = failed[0].row, failed[0].score
+    advice = "correct the reward or data.answer_column, or set reward.check_reference_answer=false"
+    is_numeric = any(term.fn == "numeric" for term in settings.reward.terms)
+    if is_numeric and row.answer is not None and plain_number(row.answer) is None:
         advice = (
-            f"the reference answer {completion!r} cannot be scored: correct the reward or data.answer_column, or set "
-            "reward.check_reference_answer=false"
+            f"the reference answer {row.answer!r} is no number: choose reward=exact for words, reward=math for "
+            "mathematics, or another data.answer_column"
         )
-        if any(term.fn == "numeric" for term in settings.reward.terms) and plain_number(prompt.answer) is None:
-            advice = (
-                f"the reference answer {prompt.answer!r} is no number: choose reward=exact for words, reward=math for "
-                "mathematics, or another data.answer_column"
-            )
-        raise DataError(f"{score.error}\n{advice}")
-    if max_score is not None and score.reward < max_score - 1e-9:
-        raise DataError(
-            f"the reference answer {completion!r} scores {score.reward:g}, not the maximum of {max_score:g} "
-            f"({score.terms}): check the reward and data.answer_column, or set reward.check_reference_answer=false"
-        )
-
-
-def reward_fingerprint(settings: Settings) -> str:
-    """Tells whether scores can be compared: a hash of the reward's terms and of the user's files that hold them."""
-    digest = hashlib.sha256()
-    for term in named_terms(settings.reward.terms):
-        digest.update(json.dumps([term.fn, term.name, term.weight, dict(term.options)], sort_keys=True).encode())
-        file = Path(term.fn.rpartition(":")[0]).expanduser()
-        if file.suffix == ".py" and file.is_file():
-            digest.update(file.read_bytes())
-    return digest.hexdigest()[:16]
+    own_error = "" if score.error is None else f"{score.error}\n"
+    return f"{own_error}{_failed_line(failed, count)}\n{advice}"

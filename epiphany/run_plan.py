@@ -19,7 +19,7 @@ from actors.models.weight_sharing import build_meta_model, resolve_kept_modules
 from actors.types import AdapterLayout
 from conf.errors import UsageError
 from conf.schema import Settings
-from epiphany.placement import share_of_cores
+from epiphany.placement import threads_of
 from learner.algorithms.table import has_critic
 from learner.memory.advice import plan_memory
 from learner.memory.footprint import GIB, ROLES, ModelShape, Process, Way, Workload
@@ -41,7 +41,10 @@ class Device:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What a process with these `roles` will do. `memory` are lines for the user; `meta_model` has no weights."""
+    """What a process with these `roles` will do. `memory` are lines for the user; `meta_model` has no weights.
+
+    `allocator_bytes` is what torch's allocator may take of the GPU; 0 on a CPU, where it is not limited.
+    """
 
     roles: frozenset[str]
     device: Device
@@ -54,7 +57,7 @@ class RunPlan:
     way: Way
     meta_model: PreTrainedModel
     memory: list[str]
-    allocator_bytes: int | None
+    allocator_bytes: int
 
     def lines(self) -> list[str]:
         """The plan for the user."""
@@ -72,8 +75,7 @@ def choose_device(settings: Settings) -> Device:
         kind = "cuda" if has_gpu else "cpu"
     if kind == "cuda" and not has_gpu:
         raise UsageError("hardware.device=cuda: torch sees no GPU here; use hardware=auto or hardware=cpu")
-    threads = settings.hardware.threads or share_of_cores(settings)
-    return Device(kind, threads, choose_dtype(settings.model.dtype, kind))
+    return Device(kind, threads_of(settings), choose_dtype(settings.model.dtype, kind))
 
 
 def lora_arguments(settings: Settings) -> LoraArguments:
@@ -128,7 +130,7 @@ def apply_limits(plan: RunPlan) -> None:
     """Hold torch's allocator in this process to the plan."""
     if plan.device.kind == "cpu":
         torch.set_num_threads(plan.device.threads)
-    if plan.allocator_bytes is not None:
+    else:
         enable_expandable_segments()
         torch.cuda.set_per_process_memory_fraction(plan.allocator_bytes / torch.cuda.mem_get_info()[1])
 
@@ -179,12 +181,12 @@ def asked_of(settings: Settings) -> Asked:
 
 def _plan_memory(
     settings: Settings, device: Device, shape: ModelShape, quantization: str, roles: frozenset[str]
-) -> tuple[Way, list[str], int | None]:
-    """How memory is used, lines for the user, and what torch's allocator may take (None without a GPU)."""
+) -> tuple[Way, list[str], int]:
+    """How memory is used, lines for the user, and what torch's allocator may take of a GPU."""
     asked, workload = asked_of(settings), workload_of(settings, quantization)
     if device.kind != "cuda":
         value_bytes = getattr(torch, device.dtype).itemsize
-        return plan_without_gpu(asked, workload, shape, value_bytes=value_bytes), [], None
+        return plan_without_gpu(asked, workload, shape, value_bytes=value_bytes), [], 0
     free, total = torch.cuda.mem_get_info()
     limit = settings.hardware.vram_gib
     free = min(free, int(_share_of_gpu(settings, roles) * total))

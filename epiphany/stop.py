@@ -36,7 +36,8 @@ class Stop:
     def close(self) -> None:
         """Give the signals back to whom they belonged before the run."""
         for number, handler in self._former.items():
-            signal.signal(number, handler)
+            if handler is not None:  # one that Python did not install cannot be given back
+                signal.signal(number, handler)
 
     def __bool__(self) -> bool:
         return self.requested is not None

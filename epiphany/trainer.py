@@ -9,7 +9,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 import pyarrow as pa
-from rich.console import Console
 
 from actors.engines.base import Engine
 from actors.ledger import Ledger
@@ -20,9 +19,10 @@ from conf.errors import UsageError
 from conf.schema import Settings
 from epiphany import recovery
 from epiphany.assembly import StartedRun, start_run
+from epiphany.preflight import Checked
 from epiphany.report import evaluation, metrics
 from epiphany.report.recorder import Recorder
-from epiphany.report.table import LiveTable, show_evaluations
+from epiphany.report.table import LiveTable
 from learner.parallel.group import StepFuture
 from learner.parallel.worker import LearnerWorker
 
@@ -43,6 +43,7 @@ class _Counters:
 
     started: float
     unscorable: int = 0
+    unscorable_error: str | None = None
     resampled: int = 0
     unscorable_groups: int = 0
 
@@ -50,42 +51,35 @@ class _Counters:
 class Trainer:
     """A run: its workers, started, and its state on disk. Raises UsageError for what a user can correct.
 
-    `engine` is used instead of a new one, so that several runs in one process can share it; `stop` tells whether the
-    run was asked to end.
+    What is opened is closed by `closing`. `engine` is used instead of a new one, so that several runs in one process
+    can share it; `stop` tells whether the run was asked to end.
     """
 
     def __init__(
         self,
         settings: Settings,
-        console: Console,
+        checked: Checked,
+        table: LiveTable,
         *,
+        closing: ExitStack,
         engine: Engine | None = None,
         stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._stop = stop
-        self._table, self._console = LiveTable(console, settings.run.steps), console
-        self._closing = ExitStack()
-        try:
-            self._start(settings, engine)
-        except BaseException:
-            self.close()
-            raise
-
-    def _start(self, settings: Settings, engine: Engine | None) -> None:
-        with self._table.activity("starting the workers and loading the model"):
-            self._run: StartedRun = start_run(settings, note=self._table.note, closing=self._closing, engine=engine)
+        self._stop, self._table = stop, table
+        self._run: StartedRun = start_run(settings, checked, note=table.note, closing=closing, engine=engine)
         self.settings, self.folder, self.pipeline = settings, self._run.folder, self._run.pipeline
         self.ledger, self.version = Ledger(), 0
         resumed = self._run.learners.resume(settings.run.resume)
         if resumed is not None:
             self.ledger, self.version = recovery.ledger_of(resumed), resumed.version
-            self._table.note(f"resuming from {resumed.folder} (step {self.version} of {settings.run.steps})")
+            table.note(f"resuming from {resumed.folder} (step {self.version} of {settings.run.steps})")
+            for line in resumed.notes:
+                table.note(line)
         self._step: StepInFlight | None = None
         for line in recovery.start_replay(self._run.supervisor, settings, self.folder, self.ledger, self.version):
-            self._table.note(line)
+            table.note(line)
         self.pipeline.broadcast(self._run.learners.first.submit(LearnerWorker.adapter))
         self._run.start_recorder(last_step=self.version)
-        self._closing.enter_context(self._table)
         self._counters = _Counters(time.monotonic())
 
     # The loop's verbs
@@ -142,6 +136,7 @@ class Trainer:
         learners = self._step.future.pending() if self._step is not None else []
         for admission in self.pipeline.poll(*learners):
             self._counters.unscorable += admission.unscorable
+            self._counters.unscorable_error = admission.error or self._counters.unscorable_error
             if admission.accepted:
                 self.ledger.stored.add(admission.ordinal)
                 continue
@@ -161,6 +156,7 @@ class Trainer:
             workers=self.pipeline.take_counters(),
             seconds=time.monotonic() - self._counters.started,
             unscorable=self._counters.unscorable,
+            unscorable_error=self._counters.unscorable_error,
             resampled=self._counters.resampled,
             dropped=self.ledger.dropped,
         )
@@ -225,13 +221,8 @@ class Trainer:
         if self._stop():
             return
         self._run.learners.call(LearnerWorker.save_adapter, self.folder.adapter.resolve())
-        self._table.close()
-        show_evaluations(self._console, metrics.read(self.folder.evaluations))
+        self._table.finish(metrics.read(self.folder.evaluations))
         self._table.note(f"the adapter is in {self.folder.adapter}, curves and completions beside it")
-
-    def close(self) -> None:
-        """Stop the workers and release the folder, as far as they were opened."""
-        self._closing.close()
 
     def _answers(self, prompts: Sequence[Prompt], *, temperature: float, samples: int) -> list[Group] | None:
         sampling = Sampling(temperature, self.settings.sampling.max_tokens)

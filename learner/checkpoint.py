@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 
 from actors.models.lora import flat_from_peft, peft_tensors
 from actors.replay.journal import sync
 from actors.types import Adapter, AdapterLayout
-from conf.errors import UsageError
+from conf.errors import UsageError, disk_errors
 
 STATE = "state.json"
 ADAPTER = "adapter_model.safetensors"
@@ -41,9 +42,7 @@ class Checkpoint:
 
 
 def save_adapter(folder: Path, adapter: Adapter, *, base_model: str) -> None:
-    """Write adapter_model.safetensors and adapter_config.json as PEFT and vLLM read them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(peft_tensors(adapter), folder / ADAPTER, metadata={"format": "pt"})
+    """Write adapter_model.safetensors and adapter_config.json as PEFT and vLLM read them. Raises DiskError."""
     target_modules = sorted({entry.module.rsplit(".", 1)[-1] for entry in adapter.layout.entries})
     config = {
         "peft_type": "LORA",
@@ -60,7 +59,10 @@ def save_adapter(folder: Path, adapter: Adapter, *, base_model: str) -> None:
         "use_dora": False,
         "modules_to_save": None,
     }
-    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2))
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ADAPTER).write_bytes(to_bytes(peft_tensors(adapter), metadata={"format": "pt"}))
+        (folder / "adapter_config.json").write_text(json.dumps(config, indent=2))
 
 
 def save(
@@ -75,28 +77,30 @@ def save(
     """Write step-<version> under `root`, point `latest` at it, and delete all but the newest `keep` checkpoints.
 
     `state` must be JSON; state.json adds "version", "files" and "checksum" to it. Returns the checkpoint's folder.
+    Raises DiskError if the disk does not take it; the checkpoints before it stay.
     """
-    root.mkdir(parents=True, exist_ok=True)
-    final, scratch = root / _name(adapter.version), root / f".writing-{os.getpid()}"
-    shutil.rmtree(scratch, ignore_errors=True)
-    save_adapter(scratch, adapter, base_model=base_model)
-    save_file(tensors, scratch / TENSORS)
-    checksums = {file.name: _checksum(file) for file in scratch.iterdir()}
-    content = {**state, "version": adapter.version, "files": checksums}
-    (scratch / STATE).write_text(json.dumps({**content, "checksum": _digest(content)}, indent=1))
-    for file in scratch.iterdir():
-        sync(file)
-    sync(scratch)
-    shutil.rmtree(final, ignore_errors=True)
-    scratch.rename(final)
-    sync(root)
-    pointer = root / ".latest"
-    pointer.write_text(final.name)
-    sync(pointer)
-    pointer.rename(root / "latest")
-    sync(root)
-    for old in _folders(root)[keep:]:
-        shutil.rmtree(old)
+    with disk_errors(root):
+        root.mkdir(parents=True, exist_ok=True)
+        final, scratch = root / _name(adapter.version), root / f".writing-{os.getpid()}"
+        shutil.rmtree(scratch, ignore_errors=True)
+        save_adapter(scratch, adapter, base_model=base_model)
+        (scratch / TENSORS).write_bytes(to_bytes(tensors))
+        checksums = {file.name: _checksum(file) for file in scratch.iterdir()}
+        content = {**state, "version": adapter.version, "files": checksums}
+        (scratch / STATE).write_text(json.dumps({**content, "checksum": _digest(content)}, indent=1))
+        for file in scratch.iterdir():
+            sync(file)
+        sync(scratch)
+        shutil.rmtree(final, ignore_errors=True)
+        scratch.rename(final)
+        sync(root)
+        pointer = root / ".latest"
+        pointer.write_text(final.name)
+        sync(pointer)
+        pointer.rename(root / "latest")
+        sync(root)
+        for old in _folders(root)[keep:]:
+            shutil.rmtree(old)
     return final
 
 

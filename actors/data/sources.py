@@ -24,13 +24,14 @@ SHAREGPT = (
 class Row:
     """One question: chat messages, the reference answer if there is one, and the row as it was read.
 
-    `answers` holds all acceptable answers, `answer` first.
+    `answers` holds all acceptable answers, `answer` first; `place` is where the row was read, for messages.
     """
 
     messages: tuple[Mapping[str, str], ...]
     answers: tuple[str, ...]
     task: str
     metadata: dict[str, object]
+    place: str
 
     @property
     def question(self) -> str:
@@ -85,7 +86,7 @@ def load_rows(
     rows, bad = [], []
     for place, row in raw:
         try:
-            rows.append(_to_row(row, prompts or "", answers, task=name, system_prompt=system_prompt))
+            rows.append(_to_row(place, row, prompts or "", answers, task=name, system_prompt=system_prompt))
         except BadRow as error:
             bad.append(f"{place}: {error}")
     if len(bad) > max_bad_rows:
@@ -103,7 +104,9 @@ def _choose_column(asked: str | None, known: tuple[str, ...], columns: list[str]
     return asked or next((name for name in known if name in columns), None)
 
 
-def _to_row(row: object, prompt_column: str, answer_column: str | None, *, task: str, system_prompt: str | None) -> Row:
+def _to_row(
+    place: str, row: object, prompt_column: str, answer_column: str | None, *, task: str, system_prompt: str | None
+) -> Row:
     if isinstance(row, BadRow):
         raise row
     if not isinstance(row, dict):
@@ -115,7 +118,7 @@ def _to_row(row: object, prompt_column: str, answer_column: str | None, *, task:
         messages.insert(0, {"role": "system", "content": system_prompt})
     answers = _answers(row.get(answer_column), answer_column) if answer_column else ()
     metadata = {str(name): value for name, value in row.items() if _is_json(value)}
-    return Row(tuple(messages), answers, task, metadata)
+    return Row(tuple(messages), answers, task, metadata, place)
 
 
 def _messages(value: object, column: str) -> list[dict[str, str]]:

@@ -36,13 +36,13 @@ class AdmissionPolicy:
     def decide(self, group: Group) -> Admission:
         rewards = [score.reward for score in group.scores if score.reward is not None]
         unscorable = len(group.scores) - len(rewards)
+        error = next((score.error for score in group.scores if score.error), None)
         if len(rewards) < max(2, math.ceil(self._min_scored_fraction * len(group.scores))):
-            error = next((score.error for score in group.scores if score.error), None)
             return Admission(group.prompt.ordinal, False, unscorable, error)
         if self._zero_variance < self._max_zero_variance and is_zero_variance(rewards):
             self._zero_variance += 1
-            return Admission(group.prompt.ordinal, False, unscorable, zero_variance=True)
-        return Admission(group.prompt.ordinal, True, unscorable)
+            return Admission(group.prompt.ordinal, False, unscorable, error, zero_variance=True)
+        return Admission(group.prompt.ordinal, True, unscorable, error)
 
     def start_step(self) -> None:
         """Count anew."""

@@ -15,7 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from actors.replay.schema import SCHEMA, VERSION, VERSION_KEY
-from conf.errors import UsageError
+from conf.errors import UsageError, disk_errors
 
 HEADER = struct.Struct("<4sII")  # magic, length and crc32 of the payload
 MAGIC = b"EPH1"
@@ -41,7 +41,8 @@ class Journal:
         self._file: int | None = None
         self._next_number = 1
         self.torn_bytes = 0
-        folder.mkdir(parents=True, exist_ok=True)
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
 
     def read(self) -> tuple[dict[int, pa.RecordBatch], list[Path]]:
         """The last record of every ordinal, and the files that hold them. Raises JournalError."""
@@ -54,20 +55,11 @@ class Journal:
         return groups, files
 
     def append(self, groups: Mapping[int, pa.RecordBatch]) -> None:
-        """Write the groups, by ordinal, with one write and one sync."""
-        if self._file is None:
-            path = self._folder / f"segment-{self._next_number:06d}.journal"
-            self._next_number += 1
-            self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
-            self._segments.append(_Segment(path))
-            sync(self._folder)
-        remaining = memoryview(b"".join(_record(batch) for batch in groups.values()))
-        while remaining:
-            remaining = remaining[os.write(self._file, remaining) :]
-        os.fsync(self._file)
+        """Write the groups, by ordinal, with one write and one sync. Raises DiskError if it fails."""
+        records = b"".join(_record(batch) for batch in groups.values())
+        with disk_errors(self._folder):
+            self._write(records)
         self._segments[-1].ordinals |= groups.keys()
-        if os.fstat(self._file).st_size > self._segment_bytes:
-            self.close()
 
     def rewrite(self, groups: Mapping[int, pa.RecordBatch]) -> None:
         """Replace everything that was appended by `groups`."""
@@ -94,6 +86,20 @@ class Journal:
         if self._file is not None:
             os.close(self._file)
             self._file = None
+
+    def _write(self, records: bytes) -> None:
+        if self._file is None:
+            path = self._folder / f"segment-{self._next_number:06d}.journal"
+            self._next_number += 1
+            self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
+            self._segments.append(_Segment(path))
+            sync(self._folder)
+        remaining = memoryview(records)
+        while remaining:
+            remaining = remaining[os.write(self._file, remaining) :]
+        os.fsync(self._file)
+        if os.fstat(self._file).st_size > self._segment_bytes:
+            self.close()
 
     def _read(self, file: Path, *, is_last: bool) -> Iterator[pa.RecordBatch]:
         data, offset = file.read_bytes(), 0

@@ -11,6 +11,7 @@ GAP = 2  # spaces between two columns
 PRIORITY = (
     "step",
     "reward",
+    "unscored",
     "no signal",
     "tokens",
     "truncated",
@@ -18,12 +19,13 @@ PRIORITY = (
     "logprob gap",
     "step s",
     "eta",
-    "unscored",
     "kl",
     "staleness",
     "rollout tok/s",
     "learner tok/s",
 )
+# Columns that are shown also where they have no value.
+ALWAYS = ("step", "reward", "no signal", "tokens", "truncated", "entropy", "logprob gap", "step s", "eta")
 # Other headers of two words take two lines.
 ONE_LINE = ("step s",)
 
@@ -70,18 +72,14 @@ def header_lines(name: str) -> list[str]:
 
 
 def fitting(rows: Sequence[Mapping[str, str]], width: int) -> list[str]:
-    """The headers of the columns of `rows` that fit into `width` characters, in the order in which they are shown.
-
-    After "eta" in PRIORITY, columns without any value are left out.
-    """
+    """The headers of the columns of `rows` that fit into `width` characters, in the order in which they are shown."""
     names = list(dict.fromkeys(name for row in rows for name in row))
-    always = PRIORITY[: PRIORITY.index("eta") + 1]
     by_priority = [*PRIORITY, *(name for name in names if name not in PRIORITY)]
     chosen: set[str] = set()
     left = width + GAP
     for name in by_priority:
         cells = [row.get(name, "") for row in rows]
-        if name not in names or (name not in always and not set(cells) - {"", NOT_MEASURED}):
+        if name not in names or (name not in ALWAYS and not set(cells) - {"", NOT_MEASURED}):
             continue
         left -= GAP + max(map(len, [*header_lines(name), *cells]))
         if left < 0:

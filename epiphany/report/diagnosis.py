@@ -34,7 +34,7 @@ class Diagnosis:
             self.add(row)
 
     def add(self, row: Row) -> dict[str, str]:
-        """Take up the next row, and return what is wrong now, as a sentence by the name of its rule."""
+        """Add the next row; returns what is wrong now, as a sentence by the name of its rule."""
         if len(self._first) < RECENT:
             self._first.append(row)
         self._last = [*self._last, row][-RECENT:]
@@ -129,6 +129,17 @@ def logprob_gap(first: Means, last: Means) -> str | None:
     )
 
 
+def unscored_answers(first: Means, last: Means) -> str | None:
+    share = last["unscorable_share"]
+    if not share >= 0.05:
+        return None
+    error = next((row["unscorable_error"] for row in reversed(last.rows) if row.get("unscorable_error")), "not known")
+    return (
+        f"{share:.0%} of the answers cannot be scored and train nothing; the last reason: {error}. Correct the reward, "
+        "or raise reward.deadline_seconds or reward.memory_gib if that is the reason"
+    )
+
+
 def constant_answers(first: Means, last: Means) -> str | None:
     share = last["constant_share"]
     if not share >= 0.8:
@@ -163,6 +174,7 @@ RULES: dict[str, Callable[[Means, Means], str | None]] = {
         never_clipped,
         always_clipped,
         logprob_gap,
+        unscored_answers,
         constant_answers,
         blind_critic,
     )

@@ -13,8 +13,9 @@ from dataclasses import asdict, dataclass
 import pyarrow as pa
 
 from actors.types import Group, Score
+from conf.errors import disk_errors
 from epiphany.report.metrics import Row, write_step_table
-from epiphany.report.run_folder import Layout, disk_errors
+from epiphany.report.run_folder import Layout
 
 Z_95 = 1.959964  # two-sided 95 % of the standard normal distribution
 ROWS = pa.schema(
@@ -178,7 +179,7 @@ def save(
 ) -> None:
     """Append the record to evaluations.jsonl and write its rows as evaluations/step-<n>.parquet.
 
-    `temperature` is that of the sampled completions. Raises RunFolderError if the disk does not take them.
+    `temperature` is that of the sampled completions. Raises DiskError if the disk does not take them.
     """
     rows = [record_rows(greedy, temperature=0.0), record_rows(sampled, temperature=temperature)]
     write_step_table(folder.evaluation_rows, record["step"], pa.concat_tables(rows))

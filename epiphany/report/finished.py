@@ -6,9 +6,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from conf.errors import UsageError
 from conf.schema import Settings
 from epiphany.report import metrics
-from epiphany.report.run_folder import Layout, RunFolderError, read_settings
+from epiphany.report.run_folder import Layout, read_settings
 from epiphany.report.table import show_evaluations
 
 
@@ -18,9 +19,9 @@ def show_if_finished(settings: Settings, console: Console) -> bool:
     """
     paths = Layout(Path(settings.run.folder))
     try:
-        _, stored = read_settings(paths)
+        stored = read_settings(paths).settings
         saved = (paths.checkpoints / "latest").read_text()
-    except (RunFolderError, OSError, UnicodeDecodeError):
+    except (UsageError, OSError, UnicodeDecodeError):
         return False
     evaluations = metrics.read(paths.evaluations)
     is_finished = (

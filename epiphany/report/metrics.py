@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from epiphany.report.run_folder import disk_errors
+from conf.errors import disk_errors
 from learner.metrics import StepStats
 from rewards.variance import is_zero_variance
 
@@ -51,12 +51,14 @@ class StepNumbers:
     """What the trainer knows of a step.
 
     The counters of each worker by name, the step's wall-clock `seconds`, completions that could not be scored
-    (`unscorable`), groups replaced for zero variance (`resampled`), and groups of the whole run that were `dropped`.
+    (`unscorable`, with the last reason), groups replaced for zero variance (`resampled`), and groups of the whole run
+    that were `dropped`.
     """
 
     workers: Mapping[str, WorkerCounters]
     seconds: float
     unscorable: int
+    unscorable_error: str | None
     resampled: int
     dropped: int
 
@@ -67,11 +69,14 @@ def step_row(table: pa.Table, stats: StepStats, numbers: StepNumbers) -> dict[st
     What was not measured is None. Staleness is counted from the version that was trained, `stats.version` - 1. Rollout
     workers sample side by side, so their rates add up.
     """
+    scored = pc.count(table.column("reward")).as_py()  # type: ignore[attr-defined]
     sampling = [worker for worker in numbers.workers.values() if worker.get("seconds")]
     return {
         "step": stats.version,
         **_reward_columns(table),
         "unscorable": numbers.unscorable,
+        "unscorable_share": numbers.unscorable / (numbers.unscorable + scored),
+        "unscorable_error": numbers.unscorable_error,
         "resampled": numbers.resampled,
         "dropped": numbers.dropped,
         **_rollout_columns(table, trained_version=stats.version - 1),
@@ -166,8 +171,8 @@ def read(file: Path) -> list[dict[str, Any]]:
 
 
 def write_step_table(folder: Path, step: int, table: pa.Table) -> None:
-    """Write `table` as step-<n>.parquet, columns that people read first. Raises RunFolderError if the disk does not
-    take it."""
+    """Write `table` as step-<n>.parquet, columns that people read first. Raises DiskError if the disk does not take
+    it."""
     first = [name for name in READ_FIRST if name in table.column_names]
     scratch = folder / ".writing"
     with disk_errors(folder):

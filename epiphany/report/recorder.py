@@ -35,7 +35,7 @@ class Recorder:
     def record(self, table: pa.Table, stats: StepStats, numbers: metrics.StepNumbers) -> metrics.Row:
         """Write the step that trained `table`, and return its row for the console.
 
-        The row has `warnings` by name, and `notes`, lines for the user that are not written. Raises RunFolderError if
+        The row has `warnings` by name, and `notes`, lines for the user that are not written. Raises DiskError if
         the disk does not take the completions.
         """
         row = metrics.step_row(table, stats, numbers)

@@ -3,18 +3,18 @@
 Knows files; knows no settings by name but the length of a run.
 """
 
-import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from conf.errors import UsageError
+from conf.errors import UsageError, disk_errors
 
 
 class RunFolderError(UsageError):
-    """A folder that is in use, damaged or of another run, or a disk that does not take it; says what to do."""
+    """A folder that is in use, damaged or of another run; says what to do."""
 
 
 class Layout:
@@ -35,8 +35,24 @@ class Layout:
         self.lock = path / "lock"
 
 
+@dataclass(frozen=True)
+class StoredSettings:
+    """What settings.json holds of the last start of a run.
+
+    `identity` is what must not change when it is resumed; a key that begins with "the " names what is known by a
+    fingerprint only, which is not shown. `files` are fingerprints of the user's files by name.
+    """
+
+    identity: Mapping[str, object]
+    settings: Mapping[str, object]
+    files: Mapping[str, str]
+
+
 class RunFolder(Layout):
-    """Locks `path` for this process until `close` or its end. Raises RunFolderError if another process has it."""
+    """Locks `path` for this process until `close` or its end.
+
+    Raises RunFolderError if another process has it, and DiskError if it cannot be written.
+    """
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -54,54 +70,44 @@ class RunFolder(Layout):
             os.ftruncate(self._lock, 0)
             os.write(self._lock, f"{os.getpid()}\n".encode())
 
-    def claim(self, identity: Mapping[str, object], settings: Mapping[str, object], *, resume: str) -> list[str]:
-        """Make the folder this run's, or check that it is; returns a line for each other setting that has changed.
+    def claim(self, now: StoredSettings, *, resume: str) -> list[str]:
+        """Make the folder this run's, or check that it is; returns a line for each other setting or file that changed.
 
-        `identity` is what must not change when a run is resumed. A key that begins with "the " names what is known by a
-        fingerprint only, which is not shown. Raises RunFolderError if the identity differs, if the folder holds a run
-        and `resume` is "never", or if its settings.json is damaged.
+        Raises RunFolderError if the identity differs, if the folder holds a run and `resume` is "never", or if its
+        settings.json is damaged.
         """
         changed: list[str] = []
         if self.settings.is_file():
-            old_identity, old_settings = read_settings(self)
-            check_identity(self, old_identity, identity, resume=resume)
-            changed = [f"changed since this run began: {line}" for line in _differences(old_settings, settings)]
+            old = read_settings(self)
+            check_identity(self, old.identity, now.identity, resume=resume)
+            changed = [
+                *_differences(old.settings, now.settings),
+                *(f"the file {name}" for name, mark in old.files.items() if now.files.get(name, mark) != mark),
+            ]
         scratch = self.settings.with_suffix(".writing")
         with disk_errors(self.path):
-            scratch.write_text(json.dumps({"identity": identity, "settings": settings}, indent=2))
+            scratch.write_text(json.dumps(asdict(now), indent=2))
             scratch.rename(self.settings)
-        return changed
+        return [f"changed since this run was last started: {line}" for line in changed]
 
     def close(self) -> None:
         os.close(self._lock)
 
 
-@contextlib.contextmanager
-def disk_errors(folder: Path) -> Iterator[None]:
-    """Turns an OSError, as of a full or read-only disk, into a RunFolderError about `folder`."""
-    try:
-        yield
-    except OSError as error:
-        raise RunFolderError(
-            f"{folder} cannot be written or read ({error.strerror or error}): make space or change its permissions, or "
-            "choose another run.folder"
-        ) from error
-
-
-def read_settings(folder: Layout) -> tuple[Mapping[str, object], Mapping[str, object]]:
-    """Identity and settings of the run in `folder`. Raises RunFolderError if they cannot be read."""
+def read_settings(folder: Layout) -> StoredSettings:
+    """What the run in `folder` was last started with. Raises RunFolderError if settings.json is damaged."""
     with disk_errors(folder.path):
         text = folder.settings.read_bytes()
     try:
         stored = json.loads(text)
-        identity, settings = stored["identity"], stored["settings"]
-        if not isinstance(identity, dict) or not isinstance(settings, dict):
+        parts = stored["identity"], stored["settings"], stored.get("files", {})
+        if not all(isinstance(part, dict) for part in parts):
             raise TypeError
     except (ValueError, KeyError, TypeError) as error:
         raise RunFolderError(
             f"{folder.settings} is damaged: choose another run.name, or delete {folder.path} if you need nothing of it"
         ) from error
-    return identity, settings
+    return StoredSettings(*parts)
 
 
 def process_of(lock: Path) -> int | None:

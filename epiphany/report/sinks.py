@@ -5,11 +5,11 @@ Knows rows; knows neither Arrow nor what the numbers mean. A sink that fails is 
 
 import contextlib
 import importlib
+import importlib.util
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Protocol
 
 from conf.errors import UsageError
@@ -76,8 +76,10 @@ class TensorBoardSink:
 class WandbSink:
     """Logs to Weights & Biases. A resumed run continues the run there, whose id is kept beside metrics.jsonl."""
 
+    package = "wandb"
+
     def __init__(self, options: SinkOptions) -> None:
-        wandb = _package("wandb")
+        wandb = importlib.import_module(self.package)
         folder = options.metrics.parent
         id_file = folder / "wandb.id"
         run_id = id_file.read_text().strip() if options.last_step and id_file.is_file() else None
@@ -94,8 +96,10 @@ class WandbSink:
 class TrackioSink:
     """Logs to trackio. A resumed run continues the run of the same name."""
 
+    package = "trackio"
+
     def __init__(self, options: SinkOptions) -> None:
-        self._trackio = _package("trackio")
+        self._trackio = importlib.import_module(self.package)
         resume = "allow" if options.last_step else "never"
         self._trackio.init(project=PROJECT, name=options.run_name, resume=resume)
 
@@ -149,16 +153,27 @@ class Sinks:
 
 
 def open_sinks(names: Sequence[str], options: SinkOptions) -> Sinks:
-    """JSONL, TensorBoard and the sinks `names`. Raises UsageError for an unknown name or a package that is missing."""
-    for name in names:
-        if name not in SINKS:
-            extra = ", ".join(known for known in SINKS if known not in ALWAYS)
-            raise UsageError(f"run.sinks={name}: choose from {extra}")
+    """JSONL, TensorBoard and the sinks `names`. Raises UsageError as check_sinks does."""
+    check_sinks(names)
 
     def opener(name: str) -> Callable[[], Sink]:
         return lambda: SINKS[name](options)
 
     return Sinks({name: opener(name) for name in (*ALWAYS, *names)})
+
+
+def check_sinks(names: Sequence[str]) -> None:
+    """Raises UsageError for a sink that is unknown, or whose package is not installed. Imports none of them."""
+    for name in names:
+        if name not in SINKS:
+            extra = ", ".join(known for known in SINKS if known not in ALWAYS)
+            raise UsageError(f"run.sinks={name}: choose from {extra}")
+        package = getattr(SINKS[name], "package", None)
+        if package is not None and importlib.util.find_spec(package) is None:
+            raise UsageError(
+                f"run.sinks={name} needs the package {package}: install it (pip install {package}), or take {name} "
+                "out of run.sinks"
+            )
 
 
 def numbers_of(row: Row, prefix: str = "") -> dict[str, float]:
@@ -175,16 +190,6 @@ def numbers_of(row: Row, prefix: str = "") -> dict[str, float]:
 def _close(sink: Sink) -> None:
     with contextlib.suppress(Exception):
         sink.close()
-
-
-def _package(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise UsageError(
-            f"run.sinks={name} needs the package {name}: install it (pip install {name}), or take {name} out of "
-            "run.sinks"
-        ) from error
 
 
 SINKS: dict[str, Callable[[SinkOptions], Sink]] = {

@@ -7,10 +7,11 @@ from pathlib import Path
 import psutil
 from rich.console import Console
 
+from conf.errors import disk_errors
 from epiphany.report import metrics
 from epiphany.report.activity import print_line
 from epiphany.report.columns import columns, one_line
-from epiphany.report.run_folder import Layout, RunFolderError, disk_errors, process_of, read_settings
+from epiphany.report.run_folder import Layout, RunFolderError, process_of, read_settings
 from epiphany.report.table import warnings_of, workers_table
 
 
@@ -39,8 +40,7 @@ def show_status(console: Console, folder: Path) -> None:
 
 
 def _steps(paths: Layout) -> int:
-    _, settings = read_settings(paths)
-    run = settings.get("run")
+    run = read_settings(paths).settings.get("run")
     steps = run.get("steps") if isinstance(run, Mapping) else None
     if not isinstance(steps, int):
         raise RunFolderError(f"{paths.settings} is damaged: it does not say how many steps the run has")

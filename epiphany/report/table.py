@@ -52,6 +52,11 @@ class LiveTable:
         """Leave the table as it is. What comes after it is printed below."""
         self._live.stop()
 
+    def finish(self, evaluations: Sequence[Row]) -> None:
+        """Leave the table as it is, and show below what training did."""
+        self.close()
+        show_evaluations(self._console, evaluations)
+
     def note(self, text: str) -> None:
         """A line of text, above the table."""
         print_line(self._console, text)

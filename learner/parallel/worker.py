@@ -21,11 +21,12 @@ from learner.parallel.data_parallel import DataParallel
 
 @dataclass(frozen=True)
 class Resumed:
-    """A checkpoint that the learner continues from, and the state that was stored with it."""
+    """A checkpoint that the learner continues from, the state that was stored with it, and lines for the user."""
 
     folder: str
     version: int
     state: Mapping[str, object]
+    notes: list[str]
 
 
 class LearnerWorker:
@@ -69,7 +70,11 @@ class LearnerWorker:
         self.learner.load_state_dict(tensors)
         algorithm = self.learner.algorithm
         algorithm.kl_coefficient = found.state.get("kl_coefficient", algorithm.kl_coefficient)
-        return Resumed(str(found.folder), adapter.version, found.state)
+        dtype = str(self.learner.policy.dtype)
+        former = found.state.get("dtype", dtype)
+        changed = f"changed since this checkpoint: the model is in {dtype}, it was in {former}"
+        notes = [] if former == dtype else [changed]
+        return Resumed(str(found.folder), adapter.version, found.state, notes)
 
     def open_store(self, host: str) -> int:
         """Listen for the other ranks on `host`; returns the port."""
@@ -105,7 +110,11 @@ class LearnerWorker:
             self._checkpoints,
             adapter=self.learner.adapter(),
             tensors=self.learner.state_dict(),
-            state={**state, "kl_coefficient": self.learner.algorithm.kl_coefficient},
+            state={
+                **state,
+                "kl_coefficient": self.learner.algorithm.kl_coefficient,
+                "dtype": str(self.learner.policy.dtype),
+            },
             base_model=self._base_model,
             keep=self._keep,
         )

@@ -112,8 +112,18 @@ def test_what_changes_training_is_refused_or_said_when_a_run_goes_on(
     ):
         output = launch(overrides(tiny_model, folder, data, setting), expect=2)
         assert "holds another run" in output and message in output and "Traceback" not in output
-    output = launch(overrides(tiny_model, folder, data, "learner.learning_rate=0.005"))
-    assert "changed since this run began: learner.learning_rate: 0.01, now 0.005" in output
+    output = launch(overrides(tiny_model, folder, data, "learner.learning_rate=0.005", "run.steps=5"))
+    assert "changed since this run was last started: learner.learning_rate: 0.01, now 0.005" in output
+
+
+def test_a_reward_file_that_changed_is_said_when_a_run_goes_on(tiny_model: Path, tmp_path: Path):
+    reward, folder = tmp_path / "reward.py", tmp_path / "run"
+    reward.write_text("def score(sample):\n    return float(len(sample.completion))\n")
+    own = f"reward.terms=[{{fn: '{reward}:score'}}]"
+    assert "changed" not in launch(overrides(tiny_model, folder, own, "run.steps=1"))
+    reward.write_text("def score(sample):\n    return float(len(set(sample.completion)))\n")
+    output = launch(overrides(tiny_model, folder, own, "run.steps=2"))
+    assert f"changed since this run was last started: the file {reward}" in output
 
 
 def test_other_weights_behind_the_same_path_are_refused(tmp_path: Path):

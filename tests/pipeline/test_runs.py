@@ -58,10 +58,10 @@ def test_a_folder_with_the_users_own_rewards_and_conf_works(
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text(f"raise ImportError('the {name} of the user')\n")
     (tmp_path / "mine.py").write_text("def score(sample):\n    return float(len(sample.completion) > 3)\n")
+    (tmp_path / "recipe.py").write_text("from learner.algorithms.table import GRPO\n\nMINE = GRPO\n")
     monkeypatch.chdir(tmp_path)
-    arguments = overrides(
-        tiny_model, tmp_path / "run", "reward.terms=[{fn: 'mine:score'}]", f"runtime={runtime}", "run.steps=1"
-    )
+    own = ("reward.terms=[{fn: 'mine:score'}]", "algorithm.name=recipe:MINE")
+    arguments = overrides(tiny_model, tmp_path / "run", *own, f"runtime={runtime}", "run.steps=1")
     run = [sys.executable, str(ROOT / "launch.py"), *arguments]
     done = subprocess.run(run, capture_output=True, text=True, check=False, env=os.environ | {"HF_HUB_OFFLINE": "1"})
     assert done.returncode == 0, done.stdout + done.stderr
@@ -123,7 +123,7 @@ def test_a_reward_that_scores_nothing_stops_the_run_with_the_reason(tiny_model: 
                 "reward.check_reference_answer=true",
                 "data.answer_column=question",
             ],
-            "not the maximum of 2",
+            "do not get the full score, the first ",
         ),
         (
             ["reward.terms=[{fn: numeric}]", "reward.check_reference_answer=true", "data.answer_column=question"],

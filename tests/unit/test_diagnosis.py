@@ -19,6 +19,8 @@ HEALTHY = {
     "logprob_gap": 0.01,
     "capped_share": 0.0,
     "staleness": 0.0,
+    "unscorable_share": 0.01,
+    "unscorable_error": None,
     "constant_share": 0.1,
     "constant_text": "7",
     "explained_variance": 0.3,
@@ -53,6 +55,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("always_clipped", {"clipped_share": 0.9}),
     ("logprob_gap", {"logprob_gap": 0.3}),
     ("logprob_gap", {"capped_share": 0.2, "staleness": 1.5}),
+    ("unscored_answers", {"unscorable_share": 0.1, "unscorable_error": "ValueError: no number"}),
     ("constant_answers", {"constant_share": 0.9}),
     ("blind_critic", {"explained_variance": -0.5}),
 ]

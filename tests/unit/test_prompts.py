@@ -11,7 +11,7 @@ from actors.data.sources import Row
 
 
 def row(question: str, *answers: str) -> Row:
-    return Row(({"role": "user", "content": question},), answers, "task", {"question": question})
+    return Row(({"role": "user", "content": question},), answers, "task", {"question": question}, "here")
 
 
 @pytest.fixture(scope="module")

@@ -9,18 +9,19 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from conf.errors import UsageError
-from epiphany.report.run_folder import RunFolder, RunFolderError, disk_errors
+from conf.errors import DiskError, UsageError, disk_errors
+from epiphany.report.run_folder import RunFolder, RunFolderError, StoredSettings
 from epiphany.report.status import show_status
 from tests.helpers.step_numbers import WORKERS
 
+Values = dict[str, Any]
 IDENTITY = {"algorithm.group_size": 4, "the training prompts": "0123abcd", "the base model's weights": "beef"}
 
 
-def claim(path: Path, identity: dict[str, Any], settings: dict[str, Any], resume: str = "auto") -> list[str]:
+def claim(path: Path, identity: Values, settings: Values, *, files: Values | None = None, resume="auto") -> list[str]:
     folder = RunFolder(path)
     try:
-        return folder.claim(identity, settings, resume=resume)
+        return folder.claim(StoredSettings(identity, settings, files or {}), resume=resume)
     finally:
         folder.close()
 
@@ -35,9 +36,17 @@ def test_another_run_is_refused_with_values_and_without_hashes(tmp_path: Path):
         "  the base model's weights have changed",
         "  the training prompts have changed",
     ]
-    assert claim(tmp_path, IDENTITY, {"a": 2, "run": {"steps": 9}}) == ["changed since this run began: a: 1, now 2"]
+    assert claim(tmp_path, IDENTITY, {"a": 2, "run": {"steps": 9}}) == [
+        "changed since this run was last started: a: 1, now 2"
+    ]
     with pytest.raises(RunFolderError, match="holds a run already"):
         claim(tmp_path, IDENTITY, {"a": 2}, resume="never")
+
+
+def test_a_file_of_the_users_that_changed_is_named(tmp_path: Path):
+    claim(tmp_path, {}, {}, files={"my.py": "1", "gone.py": "2"})
+    assert claim(tmp_path, {}, {}, files={"my.py": "3"}) == ["changed since this run was last started: the file my.py"]
+    assert claim(tmp_path, {}, {}, files={"my.py": "3"}) == []
 
 
 @pytest.mark.parametrize("garbage", [b"{", b"[]", b'{"identity": 1, "settings": 2}', b"\xff\xfe", b""])
@@ -69,16 +78,16 @@ def test_a_damaged_lock_is_no_obstacle(tmp_path: Path, lock: bytes):
 
 def test_a_disk_that_refuses_is_a_sentence(tmp_path: Path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunFolderError, match=r"file/run cannot be written or read \(Not a directory\): make space or"):
+    with pytest.raises(DiskError, match=r"file/run cannot be written or read \(Not a directory\): make space or"):
         RunFolder(tmp_path / "file" / "run")
-    with pytest.raises(RunFolderError, match="No space left on device"), disk_errors(tmp_path):
+    with pytest.raises(DiskError, match="No space left on device"), disk_errors(tmp_path):
         raise OSError(28, "No space left on device")
 
 
 def test_the_status_of_a_run_folder(tmp_path: Path):
     row = {"step": 1, "reward": 0.5, "seconds": 1.0, "workers": WORKERS}
     folder = RunFolder(tmp_path / "run")
-    folder.claim({}, {"run": {"steps": 7}}, resume="auto")
+    folder.claim(StoredSettings({}, {"run": {"steps": 7}}, {}), resume="auto")
     assert f"step 0 of 7, running as process {os.getpid()}; checkpoint none" in status_of(folder.path)
     folder.metrics.write_text(json.dumps(row) + "\n" + json.dumps({**row, "step": 2}) + "\n")
     text = status_of(folder.path)

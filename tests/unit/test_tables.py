@@ -58,7 +58,7 @@ def test_the_columns_that_matter_fit_80_and_more_come_with_the_width():
     assert fitting(cells, 80) == matter
     assert set(fitting(cells, 100)) > set(matter)
     assert set(fitting(cells, 200)) == set(cells[0]) - {"unscored"}
-    assert "unscored" in fitting([columns({**wide, "unscorable": 3}, 100, "1s")], 90)
+    assert "unscored" in fitting([columns({**wide, "unscorable": 3}, 100, "1s")], 80)
     assert fitting([columns(ROW, 10, "")], 200).count("kl") == 0
     assert header_lines("no signal") == ["no", "signal"] and header_lines("step s") == ["step s"]
 

@@ -1,0 +1,61 @@
+"""What a run is trained on: the model's tokenizer, and the rows rendered as its prompts. Knows no weights."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from actors.data.prompts import PromptSet
+from actors.models.hub import resolve_model
+from actors.models.source import ModelSource
+from actors.models.tokenizer import load_tokenizer
+from conf.schema import Settings
+from epiphany.preflight import Rows
+
+
+@dataclass(frozen=True)
+class RunData:
+    """The prompts of a run, and the model that they are rendered for."""
+
+    prompts: PromptSet
+    source: ModelSource
+    tokenizer: PreTrainedTokenizerBase
+
+
+def load_model_source(settings: Settings) -> tuple[ModelSource, PreTrainedTokenizerBase]:
+    """Find the model, and load its tokenizer."""
+    model = settings.model
+    source = resolve_model(model.path, revision=model.revision, package=model.package, package_path=model.package_path)
+    tokenizer = load_tokenizer(source, chat_template=model.chat_template, trust_remote_code=model.trust_remote_code)
+    return source, tokenizer
+
+
+def load_data(settings: Settings, rows: Rows) -> RunData:
+    """Render the rows as prompts."""
+    data = settings.data
+    source, tokenizer = load_model_source(settings)
+    prompts = PromptSet(
+        rows.train.rows,
+        tokenizer,
+        held_out=data.held_out,
+        max_prompt_tokens=data.max_prompt_tokens,
+        seed=data.seed,
+        held_out_rows=None if rows.held_out is None else rows.held_out.rows,
+    )
+    return RunData(prompts, source, tokenizer)
+
+
+def describe_data(settings: Settings, rows: Rows, prompts: PromptSet, note: Callable[[str], None]) -> None:
+    """Say what is trained on, what was left out, and show the first prompt."""
+    train = rows.train
+    note(
+        f"data {settings.data.source}: {prompts.size} prompts to train on, {len(prompts.held_out)} held out; "
+        f"prompt from {train.prompt_column!r}, answer from {train.answer_column!r}"
+    )
+    if train.bad:
+        note(f"skipped {len(train.bad)} bad rows, the first: {train.bad[0]}")
+    if prompts.overlap:
+        note(f"{prompts.overlap} of the held-out prompts are trained on, too")
+    if prompts.too_long:
+        note(f"left out {prompts.too_long} prompts of over {settings.data.max_prompt_tokens} tokens")
+    note(f"the first prompt, as the model sees it:\n{prompts.at(0).text}")
