@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,17 @@ def test_light_modules_stay_light(module: str):
 
 def importers(pattern: str) -> set[str]:
     return {str(f.relative_to(ROOT)) for f in SOURCES if re.search(pattern, f.read_text(), re.MULTILINE)}
+
+
+def test_every_module_has_its_layer():
+    """import-linter passes over a module that no contract names."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    named = [name for contract in contracts for layer in contract.get("layers", ()) for name in layer.split(" | ")]
+    inner = ("actors", "learner", "epiphany")
+    files = [file.relative_to(ROOT) for file in SOURCES if file.parts[len(ROOT.parts)] in inner]
+    modules = [".".join(file.with_suffix("").parts) for file in files if file.name != "__init__.py"]
+    layers = [name for name in named if "." in name]
+    assert [module for module in modules if not any(f"{module}.".startswith(f"{name}.") for name in layers)] == []
 
 
 def test_vllm_and_ray_stay_in_their_rooms():
