@@ -69,6 +69,12 @@ CANDIDATES = {
     "signed-warm-linear": (SIGNED, LINEAR, "sampling.temperature=1.2"),
     "signed-8x16-linear": (SIGNED, LINEAR, "algorithm.group_size=16"),
     "signed-16x8-linear": (SIGNED, LINEAR, "algorithm.prompts_per_step=16"),
+    "signed-linear-32": (SIGNED, LINEAR, "run.steps=32"),
+    "signed-linear-40": (SIGNED, LINEAR, "run.steps=40"),
+    "signed-16x8-linear-20": (SIGNED, LINEAR, "algorithm.prompts_per_step=16", "run.steps=20"),
+    "signed-12x8-linear-28": (SIGNED, LINEAR, "algorithm.prompts_per_step=12", "run.steps=28"),
+    "signed-filter-linear-40": (SIGNED, FILTER, LINEAR, "run.steps=40"),
+    "signed-filter-16x8-linear-20": (SIGNED, FILTER, LINEAR, "algorithm.prompts_per_step=16", "run.steps=20"),
 }
 
 

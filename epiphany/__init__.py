@@ -44,9 +44,9 @@ def _refuse_shadows() -> None:
     ours = Path(__file__).resolve().parents[1]
     for name in ("conf", "rewards", "actors", "learner", "launch"):
         spec = importlib.util.find_spec(name)
-        found = None if spec is None else spec.origin or next(iter(spec.submodule_search_locations or ()), None)
-        if found is not None and not Path(found).resolve().is_relative_to(ours):
-            raise ImportError(f"{found} hides {name}, a package of Epiphany: rename it, or start in another folder")
+        file = None if spec is None else spec.origin or next(iter(spec.submodule_search_locations or ()), None)
+        if file is not None and not Path(file).resolve().is_relative_to(ours):
+            raise ImportError(f"{file} hides {name}, a package of Epiphany: rename it, or start in another folder")
 
 
 _refuse_shadows()

@@ -116,9 +116,9 @@ def _version(package: str) -> str:
 def compare_versions(driver: Mapping[str, str]) -> None:
     """Raises UsageError if this machine has other versions than the driver's."""
     differing = [
-        f"{name} {found}, the driver {driver[name]}"
-        for name, found in local_versions().items()
-        if found != driver[name]
+        f"{name} {installed}, the driver {driver[name]}"
+        for name, installed in local_versions().items()
+        if installed != driver[name]
     ]
     if differing:
         raise UsageError(
@@ -139,10 +139,10 @@ def _demand_token(file: Path) -> None:
 
 def missing_resources(resources: Mapping[str, Resources]) -> str:
     """What is asked for beyond what the cluster has, for instance "2 GPU"."""
-    there = ray.cluster_resources()
-    wanted = {
+    available = ray.cluster_resources()
+    needed = {
         "CPU": sum(r.cpus * r.count for r in resources.values()),
         "GPU": sum(r.gpus * r.count for r in resources.values()),
     }
-    lacking = [f"{n - there.get(name, 0):g} {name}" for name, n in wanted.items() if n > there.get(name, 0)]
-    return " and ".join(lacking) or "room (others use what is there)"
+    lacking = [f"{n - available.get(name, 0):g} {name}" for name, n in needed.items() if n > available.get(name, 0)]
+    return " and ".join(lacking) or "free resources (others use them)"

@@ -26,7 +26,7 @@ class StepFuture:
         self._deadline = group.new_deadline()
 
     def pending(self) -> list[Future[StepStats]]:
-        """The ranks' futures that are not done. Raises the first failure of any rank: the others wait in vain."""
+        """The ranks' futures that are not done. Raises the first failure of a rank; the others then wait forever."""
         return self._group.pending(self._futures, 0.0, self._deadline)
 
     def stats(self) -> StepStats:

@@ -62,19 +62,19 @@ class LearnerWorker:
 
     def resume(self, resume: str) -> Resumed | None:
         """Continue from the checkpoint that run.resume names, or None if there is none."""
-        found = checkpoint.find(self._checkpoints, resume)
-        if found is None:
+        saved = checkpoint.find(self._checkpoints, resume)
+        if saved is None:
             return None
-        adapter, tensors = checkpoint.load(found, self.learner.policy.lora.layout)
+        adapter, tensors = checkpoint.load(saved, self.learner.policy.lora.layout)
         self.learner.load(adapter)
         self.learner.load_state_dict(tensors)
         algorithm = self.learner.algorithm
-        algorithm.kl_coefficient = found.state.get("kl_coefficient", algorithm.kl_coefficient)
+        algorithm.kl_coefficient = saved.state.get("kl_coefficient", algorithm.kl_coefficient)
         dtype = str(self.learner.policy.dtype)
-        former = found.state.get("dtype", dtype)
+        former = saved.state.get("dtype", dtype)
         changed = f"changed since this checkpoint: the model is in {dtype}, it was in {former}"
         notes = [] if former == dtype else [changed]
-        return Resumed(str(found.folder), adapter.version, found.state, notes)
+        return Resumed(str(saved.folder), adapter.version, saved.state, notes)
 
     def open_store(self, host: str) -> int:
         """Listen for the other ranks on `host`; returns the port."""

@@ -47,7 +47,6 @@ def _vllm(real: tuple[ModelSource, Any, Policy], *, devices: int) -> Bench:
     options = replace(
         CPU_OPTIONS,
         model_path=source.path,
-        threads=2 if devices == 1 else 1,
         max_model_len=320,
         max_num_seqs=8,
         kv_cache_bytes=150 << 20,

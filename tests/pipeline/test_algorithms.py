@@ -51,7 +51,7 @@ def test_flat_groups_are_sampled_again_within_bounds(tiny_model: Path, tmp_path:
 @pytest.mark.nightly
 @pytest.mark.parametrize("name", ["dapo", "ppo"])
 def test_killed_at_random_moments_the_run_ends_bit_equal(tiny_model: Path, tmp_path: Path, name: str):
-    """What was sampled in vain, and what the critic has learned, survive kill -9."""
+    """The count of groups that were given up, and what the critic has learned, survive kill -9."""
     reward = ROUGH if name == "dapo" else "algorithm.ppo.critic_warmup_steps=2"
     more = (
         reward,

@@ -1,6 +1,6 @@
 """What people add most often takes three files at most: a reward, an algorithm, an engine, a model family, a sink.
 
-Each is added to a copy of the house, in the places that ARCHITECTURE.md names, and one run uses them all.
+Each is added to a copy of the project, in the places that ARCHITECTURE.md names, and one run uses them all.
 """
 
 import json
@@ -65,20 +65,20 @@ SINKS["copy"] = CopySink
 }
 
 
-def build(house: Path) -> None:
+def build(copy: Path) -> None:
     for package in PACKAGES:
-        shutil.copytree(ROOT / package, house / package, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "launch.py", house)
+        shutil.copytree(ROOT / package, copy / package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "launch.py", copy)
     for files in ADDITIONS.values():
         assert len(files) <= 3
         for name, text in files.items():
-            with (house / name).open("a") as file:
+            with (copy / name).open("a") as file:
                 file.write(text)
 
 
 def test_a_run_uses_what_was_added(tiny_model: Path, tmp_path: Path):
-    house, folder = tmp_path / "house", tmp_path / "run"
-    build(house)
+    copy, folder = tmp_path / "copy", tmp_path / "run"
+    build(copy)
     arguments = overrides(
         tiny_model,
         folder,
@@ -90,7 +90,7 @@ def test_a_run_uses_what_was_added(tiny_model: Path, tmp_path: Path):
     )
     run = [sys.executable, "launch.py", *arguments]
     done = subprocess.run(
-        run, cwd=house, env=os.environ | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, check=False
+        run, cwd=copy, env=os.environ | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "engine echo (version 1)" in done.stdout
@@ -103,5 +103,5 @@ def test_a_run_uses_what_was_added(tiny_model: Path, tmp_path: Path):
         "from transformers import PretrainedConfig; from actors.models.families import family_of; "
         "config = PretrainedConfig(); config.model_type = 'tiny'; print(family_of(config).fused_with('q_proj'))"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=house, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=copy, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "('q_proj', 'k_proj')"

@@ -52,7 +52,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable]:
     assert not ray.is_initialized()
 
 
-class Road:
+class Harness:
     """A pipeline over a fresh folder, and what it is to sample."""
 
     def __init__(self, cluster: Callable, folder: Path, reward: Callable, max_restarts: int) -> None:
@@ -103,88 +103,92 @@ class Road:
 
 
 @pytest.fixture
-def road(request: pytest.FixtureRequest, cluster: Callable, tmp_path: Path) -> Iterator[Road]:
+def harness(request: pytest.FixtureRequest, cluster: Callable, tmp_path: Path) -> Iterator[Harness]:
     """With other arguments if a test names them."""
-    made = Road(cluster, tmp_path, **{"reward": ray_workers.reward, "max_restarts": 3, **getattr(request, "param", {})})
+    made = Harness(
+        cluster, tmp_path, **{"reward": ray_workers.reward, "max_restarts": 3, **getattr(request, "param", {})}
+    )
     yield made
     made.supervisor.close()
     made.runtime.release()
 
 
-def test_groups_are_sampled_scored_and_admitted_once(road: Road):
-    road.sample(range(80))
-    road.check(range(80), restarts=0)
+def test_groups_are_sampled_scored_and_admitted_once(harness: Harness):
+    harness.sample(range(80))
+    harness.check(range(80), restarts=0)
 
 
 @pytest.mark.parametrize("kind", ["rollout", "reward", "replay"])
-def test_a_worker_that_dies_at_work_is_replaced(road: Road, kind: str):
-    road.sample(range(80), lambda: road.kill(kind))
-    road.check(range(80))
-    assert len(ray_workers.pids(road.folder, kind)) == {"rollout": 3, "reward": 3, "replay": 2}[kind]
+def test_a_worker_that_dies_at_work_is_replaced(harness: Harness, kind: str):
+    harness.sample(range(80), lambda: harness.kill(kind))
+    harness.check(range(80))
+    assert len(ray_workers.pids(harness.folder, kind)) == {"rollout": 3, "reward": 3, "replay": 2}[kind]
 
 
 @pytest.mark.parametrize("kind", ["rollout", "reward", "replay"])
-def test_a_worker_that_dies_idle_is_replaced(road: Road, kind: str):
-    road.sample(range(5))
-    road.kill(kind)
-    road.sample(range(5, 80))
-    road.check(range(80))
+def test_a_worker_that_dies_idle_is_replaced(harness: Harness, kind: str):
+    harness.sample(range(5))
+    harness.kill(kind)
+    harness.sample(range(5, 80))
+    harness.check(range(80))
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_the_replay_dies_before_or_after_a_write(road: Road, when: str):
-    road.sample(range(80), (road.folder / f"die-{when}").touch)
-    road.check(range(80))
+def test_the_replay_dies_before_or_after_a_write(harness: Harness, when: str):
+    harness.sample(range(80), (harness.folder / f"die-{when}").touch)
+    harness.check(range(80))
 
 
-def test_a_hung_engine_is_ended_at_the_stall_deadline(road: Road):
-    road.sample(range(80), (road.folder / "hang").touch)
-    road.check(range(80))
-    assert any(re.search(r"no answer for \d+ s", note) for note in road.notes)
+def test_a_hung_engine_is_ended_at_the_stall_deadline(harness: Harness):
+    harness.sample(range(80), (harness.folder / "hang").touch)
+    harness.check(range(80))
+    assert any(re.search(r"no answer for \d+ s", note) for note in harness.notes)
 
 
-@pytest.mark.parametrize("road", [{"reward": ray_workers.slow_reward}], indirect=True)
-def test_a_slow_reward_that_hangs_at_times_costs_samples_and_no_worker(road: Road):
+@pytest.mark.parametrize("harness", [{"reward": ray_workers.slow_reward}], indirect=True)
+def test_a_slow_reward_that_hangs_at_times_costs_samples_and_no_worker(harness: Harness):
     prompts = [Prompt(o, "", tuple(range(2, 6)), "", None, "") for o in range(40)]
-    road.pipeline.dispatch(prompts, Sampling(1.0, 6), SAMPLES)
+    harness.pipeline.dispatch(prompts, Sampling(1.0, 6), SAMPLES)
     admissions = []
     while len(admissions) < 40:
-        admissions += road.pipeline.poll(seconds=0.1)
+        admissions += harness.pipeline.poll(seconds=0.1)
     accepted = {v.ordinal: v.unscorable for v in admissions if v.accepted}
-    rows = road.supervisor.slot("replay").submit(Replay.batch, sorted(accepted), 0, 0).result()
-    assert sum(accepted.values()) > 0 and len(accepted) > 30 and not road.notes
+    rows = harness.supervisor.slot("replay").submit(Replay.batch, sorted(accepted), 0, 0).result()
+    assert sum(accepted.values()) > 0 and len(accepted) > 30 and not harness.notes
     assert rows.num_rows == SAMPLES * len(accepted) and rows.column("reward").null_count == sum(accepted.values())
 
 
-def test_an_engine_that_raises_is_replaced(road: Road):
-    road.sample(range(80), (road.folder / "broken").touch)
-    road.check(range(80))
-    assert any("OSError: the engine's inner process is gone" in note for note in road.notes)
+def test_an_engine_that_raises_is_replaced(harness: Harness):
+    harness.sample(range(80), (harness.folder / "broken").touch)
+    harness.check(range(80))
+    assert any("OSError: the engine's inner process is gone" in note for note in harness.notes)
 
 
-@pytest.mark.parametrize("road", [{"max_restarts": 1}], indirect=True)
-def test_too_many_restarts_end_the_run_with_the_reason(road: Road):
+@pytest.mark.parametrize("harness", [{"max_restarts": 1}], indirect=True)
+def test_too_many_restarts_end_the_run_with_the_reason(harness: Harness):
     with pytest.raises(
         TooManyRestarts, match=r"rollout-0 was lost 2 times without an optimizer step in between; the last"
     ):
         for _ in range(3):
-            road.sample(range(10), lambda: road.kill("rollout"))
-            road.accepted.clear()
+            harness.sample(range(10), lambda: harness.kill("rollout"))
+            harness.accepted.clear()
 
 
-def test_a_worker_that_replaces_another_has_the_current_adapter(road: Road):
+def test_a_worker_that_replaces_another_has_the_current_adapter(harness: Harness):
     layout = AdapterLayout(1, 1.0, (AdapterEntry("m", "A", (1, 2), 0), AdapterEntry("m", "B", (2, 1), 2)))
 
     class Maker:
         def make(self, version: int) -> Adapter:
             return Adapter(version, layout, torch.zeros(4))
 
-    maker = road.runtime.start("learner", Maker, name="learner-0")
-    road.pipeline.broadcast(maker.submit(Maker.make, 7))
-    road.sample(range(80), lambda: road.kill("rollout"))
-    (replaced,) = [note.split()[1] for note in road.notes]
-    assert (road.folder / f"{replaced}#1.adapters").read_text() == "7\n"
-    spans = road.supervisor.slot("replay").submit(Replay.batch, list(range(80)), 7, 0).result().column("version_spans")
+    maker = harness.runtime.start("learner", Maker, name="learner-0")
+    harness.pipeline.broadcast(maker.submit(Maker.make, 7))
+    harness.sample(range(80), lambda: harness.kill("rollout"))
+    (replaced,) = [note.split()[1] for note in harness.notes]
+    assert (harness.folder / f"{replaced}#1.adapters").read_text() == "7\n"
+    spans = (
+        harness.supervisor.slot("replay").submit(Replay.batch, list(range(80)), 7, 0).result().column("version_spans")
+    )
     assert {span["version"] for row in spans.to_pylist() for span in row} == {7}
 
 

@@ -31,8 +31,9 @@ def start(folder: Path) -> subprocess.Popen[bytes]:
         "algorithm.prompts_per_step=4",
         "evaluation.max_prompts=8",
         "engine.name=vllm",
+        "hardware.threads=1",  # beside another process of tests, see helpers/runs.py
     ]
-    environment = os.environ | {"OMP_NUM_THREADS": "2", "PYTHONUNBUFFERED": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     with (folder.parent / f"{folder.name}.log").open("a") as log:
         return subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True

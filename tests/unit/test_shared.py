@@ -137,7 +137,7 @@ def test_a_bitsandbytes_checkpoint_is_loaded_as_it_is(tiny_model: Path, tmp_path
     torch.testing.assert_close(unpacked[1], unpacked[0], atol=0, rtol=0)
 
 
-def test_other_quantisations_are_refused(tiny_model: Path, tmp_path: Path):
+def test_other_quantizations_are_refused(tiny_model: Path, tmp_path: Path):
     folder = shutil.copytree(tiny_model, tmp_path / "gptq")
     config = (folder / "config.json").read_text()
     (folder / "config.json").write_text(config.replace("{", '{"quantization_config": {"quant_method": "gptq"},', 1))
