@@ -143,6 +143,11 @@ class Pipeline:
         for slot in self._slots("rollout"):
             self._load_adapter(slot)
 
+    def wait_for_engines(self) -> None:
+        """Wait until every rollout worker has started its engine and loaded the adapter."""
+        while any(self._rollout(slot).version is None for slot in self._slots("rollout")):
+            self._admissions += self.poll()
+
     def evaluate(
         self, prompts: Sequence[Prompt], sampling: Sampling, samples: int, *, stop: Callable[[], bool] = lambda: False
     ) -> list[Group] | None:

@@ -72,6 +72,7 @@ CANDIDATES = {
     "signed-linear-32": (SIGNED, LINEAR, "run.steps=32"),
     "signed-linear-40": (SIGNED, LINEAR, "run.steps=40"),
     "signed-16x8-linear-20": (SIGNED, LINEAR, "algorithm.prompts_per_step=16", "run.steps=20"),
+    "signed-12x8-linear": (SIGNED, LINEAR, "algorithm.prompts_per_step=12"),
     "signed-12x8-linear-28": (SIGNED, LINEAR, "algorithm.prompts_per_step=12", "run.steps=28"),
     "signed-filter-linear-40": (SIGNED, FILTER, LINEAR, "run.steps=40"),
     "signed-filter-16x8-linear-20": (SIGNED, FILTER, LINEAR, "algorithm.prompts_per_step=16", "run.steps=20"),

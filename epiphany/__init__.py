@@ -10,6 +10,7 @@ ImportError if a file of yours hides one of its packages.
 """
 
 import importlib.util
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,9 +34,12 @@ def train(settings: "Settings") -> int:
     Returns 0, or 128 and the number of the signal that stopped it. Raises conf.errors.UsageError for what a user can
     correct. Call it from the main thread: it handles SIGINT and SIGTERM while it runs.
     """
+    from conf.errors import UsageError
     from epiphany import commands
     from launch import train as loop
 
+    if threading.current_thread() is not threading.main_thread():
+        raise UsageError("epiphany.train handles signals, and must be called from the main thread")
     return commands.train(settings, loop)
 
 

@@ -44,7 +44,8 @@ if TYPE_CHECKING:
 class StartedRun:
     """A run whose workers are started, but for the replay and the recorder, which must know where it resumes.
 
-    `samples_repeat`: the run is to be the same to the last bit whenever it is repeated.
+    `base_model` is the folder or hub id of the base weights. `samples_repeat`: the run is to be the same to the last
+    bit whenever it is repeated.
     """
 
     settings: Settings
@@ -53,6 +54,7 @@ class StartedRun:
     pipeline: Pipeline
     learners: "LearnerGroup"
     prompts: "PromptSet"
+    base_model: str
     identity: Mapping[str, object]
     reward_fingerprint: str
     samples_repeat: bool
@@ -112,7 +114,9 @@ def start_run(
     handles: list[Handle[LearnerWorker]] = [
         runtime.start(
             "learner",
-            partial(make_learner, settings, checkpoints, mark, DataParallel(rank, size), plan, engine),
+            partial(
+                make_learner, settings, checkpoints, mark, ranks=DataParallel(rank, size), plan=plan, engine=engine
+            ),
             name=f"learner-{rank}",
         )
         for rank in range(size)
@@ -129,6 +133,7 @@ def start_run(
         pipeline=pipeline,
         learners=learners,
         prompts=data.prompts,
+        base_model=data.source.path,
         identity=now.identity,
         reward_fingerprint=reward_fingerprint(settings),
         samples_repeat=plan is not None and plan.engine.per_request_seeds and settings.runtime.max_staleness == 0,
@@ -175,6 +180,7 @@ def make_learner(
     settings: Settings,
     checkpoints: Path,
     mark: str,
+    *,
     ranks: "DataParallel",
     plan: "RunPlan | None" = None,
     engine: Engine | None = None,

@@ -52,7 +52,7 @@ def train(settings: Settings, loop: Loop, *, engine: "Engine | None" = None) -> 
             with table.activity("checking the data and the reward"):
                 checked = preflight.check(settings, table.note, closing)
             with table.activity("loading libraries and the model, starting the workers"):
-                trainer = _start(settings, checked, table, stop, closing, engine)
+                trainer = _start(settings, checked, table, stop=stop, closing=closing, engine=engine)
             stop.arm()
             closing.enter_context(table)
             trainer.evaluate_once()
@@ -67,7 +67,13 @@ def train(settings: Settings, loop: Loop, *, engine: "Engine | None" = None) -> 
 
 
 def _start(
-    settings: Settings, checked: "Checked", table: "LiveTable", stop: Stop, closing: ExitStack, engine: "Engine | None"
+    settings: Settings,
+    checked: "Checked",
+    table: "LiveTable",
+    *,
+    stop: Stop,
+    closing: ExitStack,
+    engine: "Engine | None",
 ) -> "Trainer":
     quiet_libraries()
     with warnings.catch_warnings(action="ignore"):

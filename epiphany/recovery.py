@@ -45,7 +45,9 @@ def make_replay(settings: Settings, folder: Path, ledger: Ledger, version: int) 
     return replay
 
 
-def start_replay(supervisor: Supervisor, settings: Settings, folder: Layout, ledger: Ledger, version: int) -> list[str]:
+def start_replay(
+    supervisor: Supervisor, settings: Settings, folder: Layout, *, ledger: Ledger, version: int
+) -> list[str]:
     """Start the replay with what was acknowledged, is not trained and may still be; enter it in the `ledger`.
 
     Strictly on-policy, a batch is kept only if it is complete: half a batch sampled again beside a half from the

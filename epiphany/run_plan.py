@@ -103,7 +103,7 @@ def plan_run(settings: Settings, source: ModelSource, *, roles: frozenset[str] =
     shape = ModelShape.of(meta_model, layout.size, kept)
     if roles == {"rollout"}:
         shape = shape.shard(settings.engine.tensor_parallel_size)
-    way, memory, allocator_bytes = _plan_memory(settings, device, shape, quantization, roles)
+    way, memory, allocator_bytes = _plan_memory(settings, device, shape, quantization=quantization, roles=roles)
     engine_name, reason = choose_engine(
         settings.engine.name,
         device=device.kind,
@@ -116,7 +116,7 @@ def plan_run(settings: Settings, source: ModelSource, *, roles: frozenset[str] =
         source=source,
         engine_name=engine_name,
         engine_reason=reason,
-        engine=_engine_options(settings, device, source, quantization, sorted(kept), way),
+        engine=_engine_options(settings, device, source, quantization=quantization, keep_16bit=sorted(kept), way=way),
         layout=layout,
         shape=shape,
         way=way,
@@ -180,7 +180,7 @@ def asked_of(settings: Settings) -> Asked:
 
 
 def _plan_memory(
-    settings: Settings, device: Device, shape: ModelShape, quantization: str, roles: frozenset[str]
+    settings: Settings, device: Device, shape: ModelShape, *, quantization: str, roles: frozenset[str]
 ) -> tuple[Way, list[str], int]:
     """How memory is used, lines for the user, and what torch's allocator may take of a GPU."""
     asked, workload = asked_of(settings), workload_of(settings, quantization)
@@ -200,7 +200,7 @@ def _plan_memory(
 
 
 def _engine_options(
-    settings: Settings, device: Device, source: ModelSource, quantization: str, keep_16bit: list[str], way: Way
+    settings: Settings, device: Device, source: ModelSource, *, quantization: str, keep_16bit: list[str], way: Way
 ) -> EngineOptions:
     engine, on_cpu = settings.engine, device.kind == "cpu"
     return EngineOptions(

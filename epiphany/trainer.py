@@ -21,6 +21,7 @@ from epiphany import recovery
 from epiphany.assembly import StartedRun, start_run
 from epiphany.preflight import Checked
 from epiphany.report import evaluation, metrics
+from epiphany.report.finished import adapter_line, serve_line
 from epiphany.report.recorder import Recorder
 from epiphany.report.table import LiveTable
 from learner.parallel.group import StepFuture
@@ -76,10 +77,13 @@ class Trainer:
             for line in resumed.notes:
                 table.note(line)
         self._step: StepInFlight | None = None
-        for line in recovery.start_replay(self._run.supervisor, settings, self.folder, self.ledger, self.version):
+        for line in recovery.start_replay(
+            self._run.supervisor, settings, self.folder, ledger=self.ledger, version=self.version
+        ):
             table.note(line)
         self.pipeline.broadcast(self._run.learners.first.submit(LearnerWorker.adapter))
         self._run.start_recorder(last_step=self.version)
+        self.pipeline.wait_for_engines()
         self._counters = _Counters(time.monotonic())
 
     # The loop's verbs
@@ -222,7 +226,8 @@ class Trainer:
             return
         self._run.learners.call(LearnerWorker.save_adapter, self.folder.adapter.resolve())
         self._table.finish(metrics.read(self.folder.evaluations))
-        self._table.note(f"the adapter is in {self.folder.adapter}, curves and completions beside it")
+        self._table.note(adapter_line(self.folder))
+        self._table.note(serve_line(self.settings, self.folder, base_model=self._run.base_model))
 
     def _answers(self, prompts: Sequence[Prompt], *, temperature: float, samples: int) -> list[Group] | None:
         sampling = Sampling(temperature, self.settings.sampling.max_tokens)

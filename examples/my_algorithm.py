@@ -13,6 +13,7 @@ import torch
 from conf.schema import AlgorithmSettings
 from learner.algorithms.base import LossInputs
 from learner.algorithms.recipe import AdvantageInputs, Recipe
+from learner.losses.aggregation import token_mean
 
 
 def over_median(inputs: AdvantageInputs) -> tuple[torch.Tensor, None]:
@@ -31,4 +32,4 @@ def log_likelihood(inputs: LossInputs, settings: AlgorithmSettings) -> torch.Ten
 
 
 # The loss is the mean over all tokens of the batch, and nothing is clipped, so there is no ratio to report.
-RECIPE = Recipe(over_median, log_likelihood, aggregation="token_mean", ratio=None)
+RECIPE = Recipe(over_median, log_likelihood, aggregation=token_mean, ratio=None)

@@ -185,7 +185,7 @@ class Learner:
         rewarded, device = batch.rollouts.rewarded, self.policy.device
         weights_A = rewarded.per_token(self.algorithm.weights(rewarded, counted_N)).to(device, torch.float32)
         columns = batch.columns | {"weights": weights_A}
-        sums = StepSums(device)
+        sums = StepSums(self.algorithm, has_clip=self._steps_per_batch > 1, device=device)
         for micro_batch in self._share(batch.rollouts, units):
             self._backward(
                 micro_batch, {name: column_A[micro_batch.token_T] for name, column_A in columns.items()}, sums
@@ -227,9 +227,7 @@ class Learner:
             value_loss = self.critic.loss(hidden_TH, columns["values"], columns["returns"], columns["weights"])
             value_loss.backward()
         with torch.no_grad():
-            sums.add(
-                batch, inputs, loss, entropy_T, algorithm, has_clip=self._steps_per_batch > 1, value_loss=value_loss
-            )
+            sums.add(batch, inputs, loss=loss, entropy_T=entropy_T, value_loss=value_loss)
 
     def _report(self, stats: StepStats, batch: PreparedBatch, sums: Sequence[StepSums]) -> None:
         algorithm = self.algorithm

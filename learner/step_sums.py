@@ -26,9 +26,14 @@ NAMES = (
 
 
 class StepSums:
-    """Float64 sums on `device`, by NAMES, and the largest difference of log-probabilities."""
+    """Float64 sums on `device`, by NAMES, and the largest difference of log-probabilities.
 
-    def __init__(self, device: torch.device) -> None:
+    `has_clip`: the policy may have moved since the batch began.
+    """
+
+    def __init__(self, algorithm: Algorithm, *, has_clip: bool, device: torch.device) -> None:
+        self._algorithm = algorithm
+        self._has_clip = has_clip
         self._sums = torch.zeros(len(NAMES), dtype=torch.float64, device=device)
         self._largest_gap = torch.zeros((), dtype=torch.float64, device=device)
 
@@ -39,26 +44,24 @@ class StepSums:
         self,
         batch: MicroBatch,
         inputs: LossInputs,
+        *,
         loss: torch.Tensor,
         entropy_T: torch.Tensor,
-        algorithm: Algorithm,
-        *,
-        has_clip: bool,
         value_loss: torch.Tensor | None,
     ) -> None:
-        """Add a micro-batch. `has_clip`: the policy may have moved since the batch began."""
+        """Add a micro-batch."""
         gap_T = (inputs.old_logprobs_T - batch.behavior_logprobs_T).abs()
         values = {
             "loss": loss,
             "logprob_gap": gap_T.sum(),
-            "capped_share": algorithm.over_cap(inputs).sum(),
+            "capped_share": self._algorithm.over_cap(inputs).sum(),
             "entropy": entropy_T.sum(),
             "tokens": len(gap_T),
             "rows": batch.rows,
             "stream_tokens": len(batch.input_ids_S),
         }
-        if has_clip:
-            values["clipped_share"] = algorithm.clipped(inputs).sum()
+        if self._has_clip:
+            values["clipped_share"] = self._algorithm.clipped(inputs).sum()
         if inputs.reference_logprobs_T is not None:
             values["reference_kl"] = kl.k3(inputs.policy_logprobs_T, inputs.reference_logprobs_T).sum()
         if value_loss is not None:

@@ -12,7 +12,8 @@ from conf.schema import AlgorithmSettings
 from learner.algorithms.base import Advantages, LossInputs, OldLogprobs
 from learner.algorithms.recipe import AdvantageInputs, Recipe
 from learner.batch import RewardedBatch
-from learner.losses import advantages, aggregation, kl, surrogates
+from learner.losses import advantages, kl, surrogates
+from learner.losses.aggregation import AGGREGATIONS
 
 
 class PolicyGradient:
@@ -33,7 +34,8 @@ class PolicyGradient:
         self._recipe = recipe
         self._max_tokens = max_tokens
         self._term_weights = term_weights
-        self._weights = aggregation.by_name(settings.loss_aggregation or recipe.aggregation, max_tokens=max_tokens)
+        asked = settings.loss_aggregation
+        self._aggregation = recipe.aggregation if asked is None else AGGREGATIONS[asked]
 
     @property
     def reference_in_loss(self) -> bool:
@@ -83,7 +85,7 @@ class PolicyGradient:
         return self.kl_coefficient * estimate.double()
 
     def weights(self, batch: RewardedBatch, counted_N: torch.Tensor) -> torch.Tensor:
-        return self._weights(batch.lengths_N, counted_N)
+        return self._aggregation(batch.lengths_N, counted_N, self._max_tokens)
 
     def loss(self, inputs: LossInputs) -> torch.Tensor:
         loss_T = self._recipe.surrogate(inputs, self.settings)

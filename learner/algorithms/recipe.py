@@ -12,6 +12,7 @@ from conf.schema import AlgorithmSettings
 from learner.algorithms.base import LossInputs
 from learner.batch import RewardedBatch
 from learner.losses import advantages, surrogates
+from learner.losses.aggregation import Aggregation
 
 
 @dataclass(frozen=True)
@@ -55,14 +56,14 @@ SurrogateFn = Callable[[LossInputs, AlgorithmSettings], torch.Tensor]
 
 @dataclass(frozen=True)
 class Recipe:
-    """An algorithm as functions: the advantage, the loss of each token, the name of its aggregation, and its ratio.
+    """An algorithm as functions: the advantage, the loss of each token, how these are added up, and its ratio.
 
     `ratio` gives what the clip is compared with, for the share of clipped tokens; None if nothing is clipped.
     """
 
     advantage: AdvantageFn
     surrogate: SurrogateFn
-    aggregation: str
+    aggregation: Aggregation
     ratio: Callable[[LossInputs], torch.Tensor] | None
     has_critic: bool = False
 

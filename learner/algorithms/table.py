@@ -22,26 +22,27 @@ from learner.algorithms.recipe import (
     token_clip,
     token_ratio,
 )
+from learner.losses.aggregation import constant_length, sequence_mean, sequence_sum, token_mean
 from rewards.user_function import import_object
 
-GRPO = Recipe(group_relative, token_clip, "sequence_mean", token_ratio)
+GRPO = Recipe(group_relative, token_clip, sequence_mean, token_ratio)
 RECIPES = {
     # DeepSeekMath, arXiv:2402.03300, equation 3: 1/N sum_i 1/T_i sum_t min(w A, clip(w) A).
     "grpo": GRPO,
     # arXiv:2503.20783: no division by the deviation, none by the length.
-    "dr_grpo": replace(GRPO, advantage=group_centered, aggregation="constant_length"),
+    "dr_grpo": replace(GRPO, advantage=group_centered, aggregation=constant_length),
     # arXiv:2503.14476, equation 8: 1 / sum T_i, clip_high over clip_low, dynamic sampling, overlong penalty.
-    "dapo": replace(GRPO, aggregation="token_mean"),
+    "dapo": replace(GRPO, aggregation=token_mean),
     # arXiv:2507.18071, equation 5: one ratio per completion.
     "gspo": replace(GRPO, surrogate=sequence_clip, ratio=sequence_ratio),
     # MiniMax-M1, arXiv:2506.13585, equation 4: the weight is clipped, the gradient stays.
-    "cispo": replace(GRPO, surrogate=clipped_weight, aggregation="token_mean"),
+    "cispo": replace(GRPO, surrogate=clipped_weight, aggregation=token_mean),
     # arXiv:2402.14740: REINFORCE on whole completions against the mean of the others; KL in the reward.
-    "rloo": Recipe(leave_one_out, reinforce, "sequence_sum", ratio=None),
+    "rloo": Recipe(leave_one_out, reinforce, sequence_sum, ratio=None),
     # arXiv:2501.03262: no groups; returns of each token (KL in the reward) normalized over the batch.
-    "reinforce_pp": Recipe(batch_normalized, token_clip, "token_mean", token_ratio),
+    "reinforce_pp": Recipe(batch_normalized, token_clip, token_mean, token_ratio),
     # arXiv:1707.06347: generalized advantages against a value head.
-    "ppo": Recipe(generalized, token_clip, "token_mean", token_ratio, has_critic=True),
+    "ppo": Recipe(generalized, token_clip, token_mean, token_ratio, has_critic=True),
 }
 ALGORITHMS = (*RECIPES, "online_dpo")
 

@@ -21,9 +21,9 @@ def install() -> None:
     assembly.make_learner = make_learner
 
 
-def make_learner(settings: Any, checkpoints: Path, *more: Any) -> LearnerWorker:
+def make_learner(settings: Any, checkpoints: Path, *more: Any, **named: Any) -> LearnerWorker:
     end(checkpoints.parent, "in the start")
-    worker = REAL_MAKE_LEARNER(settings, checkpoints, *more)
+    worker = REAL_MAKE_LEARNER(settings, checkpoints, *more, **named)
     folder, optimizer = checkpoints.parent, worker.learner.optimizer
     step, sync = optimizer.step, checkpoint.sync
 

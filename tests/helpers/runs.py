@@ -3,7 +3,9 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -96,6 +98,28 @@ def launch(arguments: list[str], *, expect: int = 0) -> str:
         code, output = Launched(arguments, Path(scratch) / "log").wait()
     assert code == expect, output
     return output
+
+
+# A reward and a recipe that are named as import names modules, in a folder of `launch_beside_shadows`.
+OF_MODULES = ("reward.terms=[{fn: 'mine:score'}]", "algorithm.name=recipe:MINE")
+
+
+def launch_beside_shadows(folder: Path, arguments: list[str]) -> str:
+    """Run to the end from `folder`, which holds files and folders of the user's with names of our packages, and those
+    that OF_MODULES names. Returns the output.
+    """
+    for name in ("rewards", "session", "report"):
+        (folder / f"{name}.py").write_text(f"raise ImportError('the {name} of the user')\n")
+    for name in ("conf", "launch"):
+        (folder / name).mkdir()
+        (folder / name / "__init__.py").write_text(f"raise ImportError('the {name} of the user')\n")
+    shutil.copy(ROOT / "tests" / "helpers" / "letters.py", folder / "mine.py")
+    (folder / "recipe.py").write_text("from learner.algorithms.table import GRPO\n\nMINE = GRPO\n")
+    run = [sys.executable, str(ROOT / "launch.py"), *arguments]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(run, cwd=folder, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def trained_ordinals(folder: Path, steps: int) -> list[int]:

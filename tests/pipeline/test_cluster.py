@@ -125,4 +125,4 @@ def test_a_run_folder_that_machines_do_not_share_is_refused(tiny_model: Path, tm
 
     (tmp_path / "lock").write_text("1\n")
     with pytest.raises(UsageError, match=rf"is another place for the learner on {os.uname().nodename}: choose one"):
-        make_learner(Settings(), tmp_path / "checkpoints", "2\n", DataParallel())
+        make_learner(Settings(), tmp_path / "checkpoints", "2\n", ranks=DataParallel())

@@ -32,7 +32,7 @@ REGISTRY["even"] = RegisteredReward(even_length)
     "algorithm": {
         "conf/facts.py": 'ALGORITHMS["rloo_token"] = AlgorithmFacts(groupwise=True)\n',
         "conf/algorithm/rloo_token.yaml": "# RLOO in which every token weighs the same.\nname: rloo_token\n",
-        "learner/algorithms/table.py": 'RECIPES["rloo_token"] = replace(RECIPES["rloo"], aggregation="token_mean")\n',
+        "learner/algorithms/table.py": 'RECIPES["rloo_token"] = replace(RECIPES["rloo"], aggregation=token_mean)\n',
     },
     "engine": {
         "conf/facts.py": 'ENGINES.append("echo")\n',

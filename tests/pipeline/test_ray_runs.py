@@ -18,14 +18,26 @@ from tests.helpers.processes import (
     ray_processes,
     wait_until_gone,
 )
-from tests.helpers.runs import Launched, final, launch, overrides, rows, steps_of, trained_ordinals, wait_for
+from tests.helpers.runs import (
+    OF_MODULES,
+    Launched,
+    final,
+    launch,
+    launch_beside_shadows,
+    overrides,
+    rows,
+    steps_of,
+    trained_ordinals,
+    wait_for,
+)
 from tests.helpers.tiny import make_tiny_model
 
 
 def test_a_run_over_ray_gives_the_numbers_of_one_process(tiny_model: Path, tmp_path: Path):
+    """The run over Ray begins in a folder of the user's, whose files have names of ours, and uses modules of it."""
     launch(overrides(tiny_model, tmp_path / "local"))
     many = ["runtime=ray", "runtime.rollout_workers=2", "runtime.learner_data_parallel_size=2"]
-    launch(overrides(tiny_model, tmp_path / "ray", *many))
+    launch_beside_shadows(tmp_path, overrides(tiny_model, tmp_path / "ray", *OF_MODULES, *many))
     for one, other in zip(rows(tmp_path / "local"), rows(tmp_path / "ray"), strict=True):
         assert one["reward"] == other["reward"]
         assert one["loss"] == pytest.approx(other["loss"], abs=1e-6) and other["logprob_gap"] < 1e-3

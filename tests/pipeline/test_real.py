@@ -29,7 +29,7 @@ def start(folder: Path) -> subprocess.Popen[bytes]:
         "run.checkpoint_every=1",
         "run.keep_checkpoints=9",
         "algorithm.prompts_per_step=4",
-        "evaluation.max_prompts=8",
+        "evaluation.max_prompts=2",
         "engine.name=vllm",
         "hardware.threads=1",  # beside another process of tests, see helpers/runs.py
     ]
@@ -72,6 +72,7 @@ def test_grpo_runs_through_vllm(whole: Path):
     assert json.loads((whole / "settings.json").read_text())["settings"]["engine"]["name"] == "vllm"
 
 
+@pytest.mark.nightly
 def test_killed_in_the_second_step_it_ends_bit_equal(whole: Path, tmp_path: Path):
     folder = tmp_path / "killed"
     process = start(folder)

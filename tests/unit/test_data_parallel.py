@@ -70,7 +70,8 @@ def run_rank(rank: DataParallel, folder: Path, name: str, answers: Queue, ports:
 
 @pytest.mark.parametrize(("world_size", "name"), [(2, "grpo"), (3, "grpo"), (2, "ppo"), (2, "online_dpo")])
 def test_several_ranks_learn_what_one_learner_does(tiny_model: Path, world_size: int, name: str):
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.helpers.learners"])
     answers, ports = context.Queue(), context.Queue()
     ranks = [DataParallel(rank, world_size) for rank in range(world_size)]
     processes = [context.Process(target=run_rank, args=(rank, tiny_model, name, answers, ports)) for rank in ranks]

@@ -170,7 +170,7 @@ def test_the_weight_of_kl_follows_its_target():
 )
 def test_weights_by_hand(name: str, expected: list[float]):
     lengths, counted = torch.tensor([1, 4, 2]), torch.tensor([True, True, False])
-    close(aggregation.by_name(name, max_tokens=8)(lengths, counted), torch.tensor(expected))
+    close(aggregation.AGGREGATIONS[name](lengths, counted, 8), torch.tensor(expected))
 
 
 @given(

@@ -1,9 +1,13 @@
 """Signals: who listens while a run is there, and afterwards."""
 
 import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+import epiphany
+from conf.errors import UsageError
+from conf.schema import Settings
 from epiphany.stop import Interrupted, Stop
 
 
@@ -17,6 +21,11 @@ def test_signals_are_the_runs_only_while_it_runs():
     finally:
         stop.close()
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_a_run_in_another_thread_is_refused():
+    with ThreadPoolExecutor(1) as pool, pytest.raises(UsageError, match="must be called from the main thread"):
+        pool.submit(epiphany.train, Settings()).result()
 
 
 def test_an_armed_stop_asks_and_does_not_raise(capsys: pytest.CaptureFixture[str]):

@@ -18,6 +18,7 @@ SOURCE = '''
 import torch
 
 from learner.algorithms.recipe import Recipe, generalized, reinforce, token_clip
+from learner.losses.aggregation import sequence_sum, token_mean
 
 
 def best_of_batch(inputs):
@@ -26,8 +27,8 @@ def best_of_batch(inputs):
     return inputs.batch.per_token(torch.where(best_N, 1.0, -2.0).double()), None
 
 
-RECIPE = Recipe(best_of_batch, reinforce, "sequence_sum", ratio=None)
-WITH_CRITIC = Recipe(generalized, token_clip, "token_mean", ratio=None, has_critic=True)
+RECIPE = Recipe(best_of_batch, reinforce, sequence_sum, ratio=None)
+WITH_CRITIC = Recipe(generalized, token_clip, token_mean, ratio=None, has_critic=True)
 NOT_A_RECIPE = {"advantage": best_of_batch}
 '''
 
