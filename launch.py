@@ -111,7 +111,8 @@ def main() -> None:
     try:
         from epiphany import __version__
     except ImportError as error:  # a file of the user's is in the way
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     sys.path.append(str(Path.cwd()))  # last, for recipes and rewards named module:name
     from conf.errors import UsageError
     from conf.overrides import check_overrides, normalize_overrides, wants_version

@@ -144,9 +144,14 @@ class Pipeline:
             self._load_adapter(slot)
 
     def wait_for_engines(self) -> None:
-        """Wait until every rollout worker has started its engine and loaded the adapter."""
+        """Wait until every rollout worker has started its engine and loaded the adapter. Nothing may be in flight.
+
+        Raises WorkerLost if the adapter cannot arrive.
+        """
         while any(self._rollout(slot).version is None for slot in self._slots("rollout")):
-            self._admissions += self.poll()
+            if not self.supervisor.is_watching:
+                raise WorkerLost("learner-0", "its adapter has not arrived")
+            self.poll()
 
     def evaluate(
         self, prompts: Sequence[Prompt], sampling: Sampling, samples: int, *, stop: Callable[[], bool] = lambda: False

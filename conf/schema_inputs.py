@@ -133,5 +133,5 @@ class RewardSettings:
         maximum=1,
     )
     check_reference_answer: bool = setting(
-        True, "Stop at the start if the reference answer does not get the maximum score."
+        True, "Stop at the start if over a tenth of the reference answers do not get the full score."
     )

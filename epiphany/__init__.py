@@ -45,12 +45,12 @@ def train(settings: "Settings") -> int:
 
 def _refuse_shadows() -> None:
     """Raises ImportError if a file comes before one of ours on the import path, under its name."""
-    ours = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[1]
     for name in ("conf", "rewards", "actors", "learner", "launch"):
+        ours = root / f"{name}.py" if name == "launch" else root / name / "__init__.py"
         spec = importlib.util.find_spec(name)
-        file = None if spec is None else spec.origin or next(iter(spec.submodule_search_locations or ()), None)
-        if file is not None and not Path(file).resolve().is_relative_to(ours):
-            raise ImportError(f"{file} hides {name}, a package of Epiphany: rename it, or start in another folder")
+        if spec is not None and spec.origin is not None and Path(spec.origin).resolve() != ours:
+            raise ImportError(f"{spec.origin} hides {name}, which is Epiphany's; rename it, or start in another folder")
 
 
 _refuse_shadows()

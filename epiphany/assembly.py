@@ -135,14 +135,14 @@ def start_run(
         prompts=data.prompts,
         base_model=data.source.path,
         identity=now.identity,
-        reward_fingerprint=reward_fingerprint(settings),
+        reward_fingerprint=reward_fingerprint(settings, now.files),
         samples_repeat=plan is not None and plan.engine.per_request_seeds and settings.runtime.max_staleness == 0,
         sleep_mode=plan is not None and plan.way.sleep_mode,
     )
 
 
 def _plan_here(
-    settings: Settings, data: "RunData", engine: Engine | None, note: Callable[[str], None]
+    settings: Settings, data: RunData, engine: Engine | None, note: Callable[[str], None]
 ) -> tuple["RunPlan", Engine]:
     """The plan of a run in one process, and its engine."""
     from epiphany.run_plan import apply_limits, plan_run

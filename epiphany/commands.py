@@ -45,10 +45,11 @@ def train(settings: Settings, loop: Loop, *, engine: "Engine | None" = None) -> 
     if show_if_finished(settings, console):
         return 0
     check_early(settings)
+    quiet_libraries()
     table, stop = LiveTable(console, settings.run.steps), Stop()
-    with ExitStack() as closing:
-        closing.callback(stop.close)
-        try:
+    try:
+        with ExitStack() as closing:
+            closing.callback(stop.close)
             with table.activity("checking the data and the reward"):
                 checked = preflight.check(settings, table.note, closing)
             with table.activity("loading libraries and the model, starting the workers"):
@@ -59,11 +60,11 @@ def train(settings: Settings, loop: Loop, *, engine: "Engine | None" = None) -> 
             loop(trainer, stop)
             if not stop:
                 trainer.finish()
-        except WorkerLost as lost:
-            raise RunLost(f"{lost}; the same command resumes from the last checkpoint") from lost
-        except Interrupted as interrupted:
-            return interrupted.exit_code
-    return stop.exit_code
+            return stop.exit_code
+    except WorkerLost as lost:
+        raise RunLost(f"{lost}; the same command resumes from the last checkpoint") from lost
+    except Interrupted as interrupted:
+        return interrupted.exit_code
 
 
 def _start(
@@ -75,7 +76,7 @@ def _start(
     closing: ExitStack,
     engine: "Engine | None",
 ) -> "Trainer":
-    quiet_libraries()
+    quiet_transformers()
     with warnings.catch_warnings(action="ignore"):
         from epiphany.trainer import Trainer
     return Trainer(settings, checked, table, closing=closing, engine=engine, stop=lambda: bool(stop))
@@ -90,16 +91,17 @@ def status(settings: Settings, loop: Loop) -> int:
 
 
 def plan(settings: Settings, loop: Loop) -> int:
-    """Show what would run, whether it fits and what it trains. Starts no worker and writes nothing."""
+    """Show what would run, whether it fits and what it trains. Trains nothing and leaves no run folder."""
     from epiphany import preflight
     from epiphany.report.activity import print_line
     from epiphany.report.sinks import check_sinks
 
     note = partial(print_line, _console())
+    quiet_libraries()
     rows = preflight.read_rows(settings)
     check_sinks(settings.run.sinks)
     preflight.check_reward(settings, rows, note)
-    quiet_libraries()
+    quiet_transformers()
     with warnings.catch_warnings(action="ignore"):
         from epiphany.run_data import describe_data, load_data
 
@@ -123,9 +125,9 @@ def _plan_lines(settings: Settings, source: "ModelSource") -> list[str]:
         plan = plan_run(settings, source, roles=frozenset({"learner"}))
         way = rollout.way
         lines = [
-            f"each of {runtime.rollout_workers} rollout workers, on a machine like this one:",
+            f"{runtime.rollout_workers} rollout workers, each on a machine like this one:",
             *rollout.lines(),
-            f"each of {runtime.learner_data_parallel_size} learners, on a machine like this one:",
+            f"{runtime.learner_data_parallel_size} learners, each on a machine like this one:",
             f"{plan.device.kind} in {plan.device.dtype}",
             *plan.memory,
         ]
@@ -146,12 +148,16 @@ def _console() -> Console:
 
 
 def quiet_libraries() -> None:
-    """Silence what libraries say at their import and a user can do nothing about."""
+    """Silence what libraries say and a user can do nothing about. To be called before they are imported."""
     for name in ("bitsandbytes", "liger_kernel", "torch._library.triton"):
         logging.getLogger(name).setLevel(logging.ERROR)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     warnings.filterwarnings("ignore", module=r"vllm|torch")
+
+
+def quiet_transformers() -> None:
+    """The same for transformers, which must be imported for it."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()

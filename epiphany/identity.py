@@ -5,8 +5,10 @@ torch, so that a refusal comes at once.
 import hashlib
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
+from conf.errors import disk_errors
 from conf.schema import Settings
 from conf.validate import named_terms
 from epiphany.report.run_folder import Layout, check_identity, read_settings
@@ -53,12 +55,16 @@ def user_files(settings: Settings) -> dict[str, str]:
     """A hash of each file of the user's that holds a reward or the algorithm, by the name that the settings give it."""
     names = [*(term.fn for term in settings.reward.terms), settings.algorithm.name]
     modules = sorted({name.rpartition(":")[0] for name in names if ":" in name})
-    return {module: _hash(file.read_bytes()) for module in modules if (file := _file_of(module)) is not None}
+    files = {module: file for module in modules if (file := _file_of(module)) is not None}
+    hashes = {}
+    for module, file in files.items():
+        with disk_errors(file):
+            hashes[module] = _hash(file.read_bytes())
+    return hashes
 
 
-def reward_fingerprint(settings: Settings) -> str:
-    """Tells whether scores can be compared: a hash of the reward's terms and of the user's files that hold them."""
-    files = user_files(settings)
+def reward_fingerprint(settings: Settings, files: Mapping[str, str]) -> str:
+    """Tells whether scores can be compared: a hash of the reward's terms and of the `user_files` that hold them."""
     terms = [
         [term.fn, term.name, term.weight, dict(term.options), files.get(term.fn.rpartition(":")[0])]
         for term in named_terms(settings.reward.terms)
@@ -83,7 +89,10 @@ def _hash(content: bytes) -> str:
 
 def _file_of(module: str) -> Path | None:
     """The file of a module, which is named by its path or as import does; None if it is not found."""
-    relative = Path(module) if module.endswith(".py") else Path(module.replace(".", "/") + ".py")
-    folders = [Path()] if module.endswith(".py") else [Path(), *map(Path, sys.path)]
-    candidates = [folder / relative.expanduser() for folder in folders]
+    if module.endswith(".py"):
+        candidates = [Path(module).expanduser()]
+    else:
+        path = module.replace(".", "/")
+        folders = [*map(Path, sys.path), Path()]
+        candidates = [folder / name for folder in folders for name in (f"{path}.py", f"{path}/__init__.py")]
     return next((file for file in candidates if file.is_file()), None)

@@ -21,7 +21,7 @@ from rewards.correctness import plain_number
 from rewards.sample import Sample
 
 CHECKED_ANSWERS = 64  # of each source, spread evenly over its rows
-CHECK_SECONDS = 5.0  # after which no more answers are scored
+CHECK_SECONDS = 5.0  # after which no other answer is scored
 TOLERATED_SHARE = 0.1  # of the reference answers that were scored
 
 
@@ -104,31 +104,29 @@ def make_reward(settings: Settings, log: Path | None) -> RewardWorker:
 def check_reward(settings: Settings, rows: Rows, note: Callable[[str], None], *, log: Path | None = None) -> None:
     """Load the reward, and say what it gives to reference answers of the rows.
 
-    Raises RewardError if it does not load, and DataError if more than TOLERATED_SHARE of the answers do not get the
-    full score, or cannot be scored, unless reward.check_reference_answer is off.
+    Raises RewardError if it does not load, and DataError if more than TOLERATED_SHARE of the answers of a source do not
+    get the full score, or cannot be scored, unless reward.check_reference_answer is off.
     """
+    sources = [rows.train] if rows.held_out is None else [rows.train, rows.held_out]
     worker = make_reward(settings, log)
     try:
-        answers = list(_score_reference_answers(worker, rows))
+        deadline = monotonic() + CHECK_SECONDS
+        scored = [list(_score_reference_answers(worker, source, deadline)) for source in sources]
     finally:
         worker.close()
-    if not answers:
-        return
-    failed = [answer for answer in answers if not answer.is_full]
-    if settings.reward.check_reference_answer and len(failed) > TOLERATED_SHARE * len(answers):
-        raise DataError(_refusal(settings, failed, len(answers)))
-    note(_scores_line(answers))
-    if failed:
-        error = failed[0].score.error
-        note(_failed_line(failed, len(answers)) + ("" if error is None else f": {error}"))
+    for answers in filter(None, scored):
+        failed = [answer for answer in answers if not answer.is_full]
+        if settings.reward.check_reference_answer and len(failed) > TOLERATED_SHARE * len(answers):
+            raise DataError(_refusal(settings, failed, len(answers)))
+        note(_scores_line(answers))
+        if failed:
+            error = failed[0].score.error
+            note(_failed_line(failed, len(answers)) + ("" if error is None else f": {error}"))
 
 
-def _score_reference_answers(worker: RewardWorker, rows: Rows) -> Iterator[ScoredAnswer]:
-    """Answers of all sources, each scored as a completion, within CHECK_SECONDS, but one of them at least."""
-    deadline = monotonic() + CHECK_SECONDS
-    sources = [rows.train] if rows.held_out is None else [rows.train, rows.held_out]
-    picked = [row for loaded in sources for row in _spread([row for row in loaded.rows if row.answers])]
-    for i, row in enumerate(picked):
+def _score_reference_answers(worker: RewardWorker, source: Loaded, deadline: float) -> Iterator[ScoredAnswer]:
+    """Answers spread over the rows of a source, scored as completions; after the deadline only the first of them."""
+    for i, row in enumerate(_spread([row for row in source.rows if row.answers])):
         if i and monotonic() > deadline:
             return
         completion, max_score = worker.reference_completion(row.answers[0])
@@ -137,9 +135,12 @@ def _score_reference_answers(worker: RewardWorker, rows: Rows) -> Iterator[Score
 
 
 def _spread(rows: Sequence[Row]) -> list[Row]:
-    """At most CHECKED_ANSWERS of the rows, evenly spread, with the first one."""
+    """At most CHECKED_ANSWERS of the rows, evenly spread: the first one, then in an order that skips back and forth, so
+    that the first few of them are spread, too.
+    """
     count = min(CHECKED_ANSWERS, len(rows))
-    return [rows[i * len(rows) // count] for i in range(count)]
+    even = [rows[i * len(rows) // count] for i in range(count)]
+    return [*even[::8], *(row for start in range(1, 8) for row in even[start::8])]
 
 
 def _scores_line(answers: Sequence[ScoredAnswer]) -> str:
@@ -160,9 +161,8 @@ def _failed_line(failed: Sequence[ScoredAnswer], count: int) -> str:
         reason = f"{first.completion!r} cannot be scored"
     else:
         reason = f"{first.completion!r} scores {score.reward:g} of {first.max_score:g} ({score.terms})"
-    return (
-        f"{len(failed)} of {count} reference answers do not get the full score, the first ({first.row.place}): {reason}"
-    )
+    where = f"for example in {first.row.place}"
+    return f"{len(failed)} of {count} reference answers do not get the full score, {where}: {reason}"
 
 
 def _refusal(settings: Settings, failed: Sequence[ScoredAnswer], count: int) -> str:

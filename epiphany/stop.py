@@ -36,8 +36,8 @@ class Stop:
     def close(self) -> None:
         """Give the signals back to whom they belonged before the run."""
         for number, handler in self._former.items():
-            if handler is not None:  # one that Python did not install cannot be given back
-                signal.signal(number, handler)
+            # One that Python did not install is None, and cannot be given back.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def __bool__(self) -> bool:
         return self.requested is not None

@@ -21,7 +21,7 @@ from epiphany import recovery
 from epiphany.assembly import StartedRun, start_run
 from epiphany.preflight import Checked
 from epiphany.report import evaluation, metrics
-from epiphany.report.finished import adapter_line, serve_line
+from epiphany.report.finished import adapter_line
 from epiphany.report.recorder import Recorder
 from epiphany.report.table import LiveTable
 from learner.parallel.group import StepFuture
@@ -43,6 +43,7 @@ class _Counters:
     """What happened since the last step."""
 
     started: float
+    samples: int = 0
     unscorable: int = 0
     unscorable_error: str | None = None
     resampled: int = 0
@@ -139,6 +140,7 @@ class Trainer:
         """Sample, score and store until something finishes, or the learner does."""
         learners = self._step.future.pending() if self._step is not None else []
         for admission in self.pipeline.poll(*learners):
+            self._counters.samples += admission.samples
             self._counters.unscorable += admission.unscorable
             self._counters.unscorable_error = admission.error or self._counters.unscorable_error
             if admission.accepted:
@@ -159,6 +161,7 @@ class Trainer:
         numbers = metrics.StepNumbers(
             workers=self.pipeline.take_counters(),
             seconds=time.monotonic() - self._counters.started,
+            samples=self._counters.samples,
             unscorable=self._counters.unscorable,
             unscorable_error=self._counters.unscorable_error,
             resampled=self._counters.resampled,
@@ -227,7 +230,7 @@ class Trainer:
         self._run.learners.call(LearnerWorker.save_adapter, self.folder.adapter.resolve())
         self._table.finish(metrics.read(self.folder.evaluations))
         self._table.note(adapter_line(self.folder))
-        self._table.note(serve_line(self.settings, self.folder, base_model=self._run.base_model))
+        self._table.note(f"its base model is {self._run.base_model}")
 
     def _answers(self, prompts: Sequence[Prompt], *, temperature: float, samples: int) -> list[Group] | None:
         sampling = Sampling(temperature, self.settings.sampling.max_tokens)

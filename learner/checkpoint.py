@@ -43,6 +43,11 @@ class Checkpoint:
 
 def save_adapter(folder: Path, adapter: Adapter, *, base_model: str) -> None:
     """Write adapter_model.safetensors and adapter_config.json as PEFT and vLLM read them. Raises DiskError."""
+    with disk_errors(folder):
+        _write_adapter(folder, adapter, base_model)
+
+
+def _write_adapter(folder: Path, adapter: Adapter, base_model: str) -> None:
     target_modules = sorted({entry.module.rsplit(".", 1)[-1] for entry in adapter.layout.entries})
     config = {
         "peft_type": "LORA",
@@ -59,10 +64,10 @@ def save_adapter(folder: Path, adapter: Adapter, *, base_model: str) -> None:
         "use_dora": False,
         "modules_to_save": None,
     }
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / ADAPTER).write_bytes(to_bytes(peft_tensors(adapter), metadata={"format": "pt"}))
-        (folder / "adapter_config.json").write_text(json.dumps(config, indent=2))
+    folder.mkdir(parents=True, exist_ok=True)
+    # save_file would raise an error of its own where the disk does not take the file.
+    (folder / ADAPTER).write_bytes(to_bytes(peft_tensors(adapter), metadata={"format": "pt"}))
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2))
 
 
 def save(
@@ -82,12 +87,16 @@ def save(
     with disk_errors(root):
         root.mkdir(parents=True, exist_ok=True)
         final, scratch = root / _name(adapter.version), root / f".writing-{os.getpid()}"
-        shutil.rmtree(scratch, ignore_errors=True)
-        save_adapter(scratch, adapter, base_model=base_model)
-        (scratch / TENSORS).write_bytes(to_bytes(tensors))
-        checksums = {file.name: _checksum(file) for file in scratch.iterdir()}
-        content = {**state, "version": adapter.version, "files": checksums}
-        (scratch / STATE).write_text(json.dumps({**content, "checksum": _digest(content)}, indent=1))
+        _remove_unfinished(root)
+        try:
+            _write_adapter(scratch, adapter, base_model)
+            (scratch / TENSORS).write_bytes(to_bytes(tensors))
+            checksums = {file.name: _checksum(file) for file in scratch.iterdir()}
+            content = {**state, "version": adapter.version, "files": checksums}
+            (scratch / STATE).write_text(json.dumps({**content, "checksum": _digest(content)}, indent=1))
+        except OSError:
+            _remove_unfinished(root)
+            raise
         for file in scratch.iterdir():
             sync(file)
         sync(scratch)
@@ -102,6 +111,12 @@ def save(
         for old in _folders(root)[keep:]:
             shutil.rmtree(old)
     return final
+
+
+def _remove_unfinished(root: Path) -> None:
+    """Give back the space of a checkpoint that could not be finished, here or in a process that died."""
+    for folder in root.glob(".writing-*"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def find(root: Path, resume: str) -> Checkpoint | None:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-# Before torch is imported. Two processes of tests share two cores; they inherit what the one above them has set.
+# Before torch is imported. Two processes of tests share two cores; set, not defaulted, because they
+# inherit the value of the process that starts them.
 os.environ["OMP_NUM_THREADS"] = "1" if "PYTEST_XDIST_WORKER" in os.environ else "2"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -11,11 +11,12 @@ from rewards.variance import is_zero_variance
 class Admission:
     """What became of a scored group: `accepted` or not, and whether because its rewards have `zero_variance`.
 
-    `unscorable` counts its samples without a reward, and `error` is the reason of one of them.
+    `unscorable` counts those of its `samples` that have no reward, and `error` is the reason of one of them.
     """
 
     ordinal: int
     accepted: bool
+    samples: int
     unscorable: int
     error: str | None = None
     zero_variance: bool = False
@@ -35,14 +36,15 @@ class AdmissionPolicy:
 
     def decide(self, group: Group) -> Admission:
         rewards = [score.reward for score in group.scores if score.reward is not None]
-        unscorable = len(group.scores) - len(rewards)
+        ordinal, samples = group.prompt.ordinal, len(group.scores)
+        unscorable = samples - len(rewards)
         error = next((score.error for score in group.scores if score.error), None)
-        if len(rewards) < max(2, math.ceil(self._min_scored_fraction * len(group.scores))):
-            return Admission(group.prompt.ordinal, False, unscorable, error)
+        if len(rewards) < max(2, math.ceil(self._min_scored_fraction * samples)):
+            return Admission(ordinal, False, samples, unscorable, error)
         if self._zero_variance < self._max_zero_variance and is_zero_variance(rewards):
             self._zero_variance += 1
-            return Admission(group.prompt.ordinal, False, unscorable, error, zero_variance=True)
-        return Admission(group.prompt.ordinal, True, unscorable, error)
+            return Admission(ordinal, False, samples, unscorable, error, zero_variance=True)
+        return Admission(ordinal, True, samples, unscorable, error)
 
     def start_step(self) -> None:
         """Count anew."""

@@ -77,9 +77,10 @@ class Journal:
         self.delete([segment.path for segment in done])
 
     def delete(self, files: Sequence[Path]) -> None:
-        for file in files:
-            file.unlink()
-        sync(self._folder)
+        with disk_errors(self._folder):
+            for file in files:
+                file.unlink()
+            sync(self._folder)
 
     def close(self) -> None:
         """Close the current segment; the next record begins another."""
@@ -94,15 +95,20 @@ class Journal:
             self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
             self._segments.append(_Segment(path))
             sync(self._folder)
-        remaining = memoryview(records)
-        while remaining:
-            remaining = remaining[os.write(self._file, remaining) :]
-        os.fsync(self._file)
+        size, remaining = os.fstat(self._file).st_size, memoryview(records)
+        try:
+            while remaining:
+                remaining = remaining[os.write(self._file, remaining) :]
+            os.fsync(self._file)
+        except OSError:
+            os.ftruncate(self._file, size)  # what comes next must not follow half a record
+            raise
         if os.fstat(self._file).st_size > self._segment_bytes:
             self.close()
 
     def _read(self, file: Path, *, is_last: bool) -> Iterator[pa.RecordBatch]:
-        data, offset = file.read_bytes(), 0
+        with disk_errors(self._folder):
+            data, offset = file.read_bytes(), 0
         while offset < len(data):
             header = data[offset : offset + HEADER.size]
             magic, length, checksum = HEADER.unpack(header) if len(header) == HEADER.size else (MAGIC, len(data), 0)

@@ -53,7 +53,8 @@ class Replay:
         happens.
         """
         if group.prompt.ordinal in self._held:
-            return Admission(group.prompt.ordinal, True, sum(score.reward is None for score in group.scores))
+            unscorable = sum(score.reward is None for score in group.scores)
+            return Admission(group.prompt.ordinal, True, len(group.scores), unscorable)
         admission = self._policy.decide(group)
         if admission.accepted:
             self.put([to_batch(group)])

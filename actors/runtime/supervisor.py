@@ -88,6 +88,11 @@ class Supervisor:
         self.slots += started
         return started
 
+    @property
+    def is_watching(self) -> bool:
+        """Whether any answer is still to come."""
+        return bool(self._calls)
+
     def slot(self, kind: str) -> WorkerSlot:
         """The first worker of a kind."""
         return next(slot for slot in self.slots if slot.kind == kind)
@@ -99,7 +104,10 @@ class Supervisor:
         self._calls[future] = _Call(slot, then)
 
     def poll(self, seconds: float, *others: Future) -> None:
-        """Deal with every watched future that is done, once one of them or of `others` is, or `seconds` have passed."""
+        """Deal with every watched future that is done, once one of them or of `others` is, or `seconds` have passed.
+
+        Raises WorkerLost if a worker was lost that cannot be replaced.
+        """
         futures = [*self._calls, *others]
         for future in self._runtime.wait(futures, seconds) if futures else ():
             call = self._calls.pop(future, None)
@@ -109,7 +117,8 @@ class Supervisor:
             try:
                 call.then(future)
             except WorkerLost as lost:
-                self.replace_lost(lost)
+                if not self.replace_lost(lost):
+                    raise
         self._kill_stalled()
 
     def retry_on_worker_loss(self, call: Callable[[], R]) -> R:

@@ -11,27 +11,14 @@ from rich.console import Console
 from conf.errors import UsageError
 from conf.schema import Settings
 from epiphany.report import metrics
+from epiphany.report.activity import print_line
 from epiphany.report.run_folder import Layout, read_settings
 from epiphany.report.table import show_evaluations
-
-DEFAULT_MAX_LORA_RANK = 16  # of vLLM's server
 
 
 def adapter_line(paths: Layout) -> str:
     """Where the result is."""
     return f"the adapter is in {paths.adapter}, curves and completions beside it"
-
-
-def serve_line(settings: Settings, paths: Layout, *, base_model: str) -> str:
-    """A command that serves the folder or hub id `base_model` with the adapter. `vllm serve` does not find vLLM's build
-    for CPUs.
-    """
-    rank = settings.model.lora.rank
-    larger = f" --max-lora-rank {rank}" if rank > DEFAULT_MAX_LORA_RANK else ""
-    return (
-        f"serve it: python -m vllm.entrypoints.openai.api_server --model {base_model} --enable-lora{larger} "
-        f"--lora-modules {settings.run.name}={paths.adapter}"
-    )
 
 
 def show_if_finished(settings: Settings, console: Console) -> bool:
@@ -54,7 +41,7 @@ def show_if_finished(settings: Settings, console: Console) -> bool:
         and (paths.adapter / "adapter_model.safetensors").is_file()
     )
     if is_finished:
-        console.print(f"{paths.path} has run its {settings.run.steps} steps: nothing is left to do", highlight=False)
+        print_line(console, f"{paths.path} has run its {settings.run.steps} steps: nothing is left to do")
         show_evaluations(console, evaluations)
-        console.print(adapter_line(paths), highlight=False)
+        print_line(console, adapter_line(paths))
     return is_finished

@@ -50,13 +50,14 @@ MIN_GROUPS_FOR_CONSTANT = 4
 class StepNumbers:
     """What the trainer knows of a step.
 
-    The counters of each worker by name, the step's wall-clock `seconds`, completions that could not be scored
-    (`unscorable`, with the last reason), groups replaced for zero variance (`resampled`), and groups of the whole run
-    that were `dropped`.
+    The counters of each worker by name, the step's wall-clock `seconds`, completions that came from the reward
+    (`samples`), those of them that could not be scored (`unscorable`, with the last reason), groups replaced for zero
+    variance (`resampled`), and groups of the whole run that were `dropped`.
     """
 
     workers: Mapping[str, WorkerCounters]
     seconds: float
+    samples: int
     unscorable: int
     unscorable_error: str | None
     resampled: int
@@ -69,13 +70,12 @@ def step_row(table: pa.Table, stats: StepStats, numbers: StepNumbers) -> dict[st
     What was not measured is None. Staleness is counted from the version that was trained, `stats.version` - 1. Rollout
     workers sample side by side, so their rates add up.
     """
-    scored = pc.count(table.column("reward")).as_py()  # type: ignore[attr-defined]
     sampling = [worker for worker in numbers.workers.values() if worker.get("seconds")]
     return {
         "step": stats.version,
         **_reward_columns(table),
         "unscorable": numbers.unscorable,
-        "unscorable_share": numbers.unscorable / (numbers.unscorable + scored),
+        "unscorable_share": numbers.unscorable / numbers.samples if numbers.samples else None,
         "unscorable_error": numbers.unscorable_error,
         "resampled": numbers.resampled,
         "dropped": numbers.dropped,

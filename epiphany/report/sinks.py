@@ -169,11 +169,17 @@ def check_sinks(names: Sequence[str]) -> None:
             extra = ", ".join(known for known in SINKS if known not in ALWAYS)
             raise UsageError(f"run.sinks={name}: choose from {extra}")
         package = getattr(SINKS[name], "package", None)
-        if package is not None and importlib.util.find_spec(package) is None:
+        if package is not None and not _is_installed(package):
             raise UsageError(
                 f"run.sinks={name} needs the package {package}: install it (pip install {package}), or take {name} "
                 "out of run.sinks"
             )
+
+
+def _is_installed(package: str) -> bool:
+    """A folder without modules does not count: wandb leaves one of its own name where it runs."""
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.origin is not None
 
 
 def numbers_of(row: Row, prefix: str = "") -> dict[str, float]:

@@ -60,6 +60,11 @@ def find_recipe(name: str) -> Recipe:
         ) from error
     if not isinstance(recipe, Recipe):
         raise UsageError(f"algorithm.name={name}: not a Recipe (learner/algorithms/recipe.py)")
+    if not callable(recipe.aggregation):
+        raise UsageError(
+            f"algorithm.name={name}: its aggregation is {recipe.aggregation!r}, which is no function; choose one of "
+            "learner/losses/aggregation.py"
+        )
     return recipe
 
 

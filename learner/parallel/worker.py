@@ -70,11 +70,15 @@ class LearnerWorker:
         self.learner.load_state_dict(tensors)
         algorithm = self.learner.algorithm
         algorithm.kl_coefficient = saved.state.get("kl_coefficient", algorithm.kl_coefficient)
-        dtype = str(self.learner.policy.dtype)
+        dtype = self._dtype
         former = saved.state.get("dtype", dtype)
-        changed = f"changed since this checkpoint: the model is in {dtype}, it was in {former}"
+        changed = f"changed since this checkpoint: model.dtype is {dtype}, it was {former}"
         notes = [] if former == dtype else [changed]
         return Resumed(str(saved.folder), adapter.version, saved.state, notes)
+
+    @property
+    def _dtype(self) -> str:
+        return str(self.learner.policy.dtype).removeprefix("torch.")
 
     def open_store(self, host: str) -> int:
         """Listen for the other ranks on `host`; returns the port."""
@@ -113,7 +117,7 @@ class LearnerWorker:
             state={
                 **state,
                 "kl_coefficient": self.learner.algorithm.kl_coefficient,
-                "dtype": str(self.learner.policy.dtype),
+                "dtype": self._dtype,
             },
             base_model=self._base_model,
             keep=self._keep,

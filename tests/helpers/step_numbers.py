@@ -9,7 +9,9 @@ WORKERS: dict[str, Any] = {
     "rollout-0": {"in_flight": 3, "restarts": 0, "version": 1, "tokens_per_second": 100.0, "seconds": 1.0},
     "reward-0": {"in_flight": 1, "restarts": 2},
 }
-NUMBERS = metrics.StepNumbers(WORKERS, seconds=1.0, unscorable=0, unscorable_error=None, resampled=0, dropped=0)
+NUMBERS = metrics.StepNumbers(
+    WORKERS, seconds=1.0, samples=8, unscorable=0, unscorable_error=None, resampled=0, dropped=0
+)
 
 
 def trained(**changes: Any) -> StepStats:

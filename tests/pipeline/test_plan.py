@@ -18,8 +18,8 @@ def test_a_plan_says_what_would_run_and_writes_nothing(tiny_model: Path, tmp_pat
 def test_a_plan_for_ray_is_one_for_each_kind_of_worker(tiny_model: Path, tmp_path: Path):
     workers = ("runtime=ray", "runtime.rollout_workers=3", "runtime.learner_data_parallel_size=2")
     output = launch(overrides(tiny_model, tmp_path / "run", "task=plan", *workers))
-    assert "each of 3 rollout workers, on a machine like this one:\nengine transformers" in output
-    assert "each of 2 learners, on a machine like this one:\ncpu in float32" in output
+    assert "3 rollout workers, each on a machine like this one:\nengine transformers" in output
+    assert "2 learners, each on a machine like this one:\ncpu in float32" in output
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,7 @@ def test_a_reward_file_that_changed_is_said_when_a_run_goes_on(tiny_model: Path,
     reward, folder = tmp_path / "reward.py", tmp_path / "run"
     reward.write_text("def score(sample):\n    return float(len(sample.completion))\n")
     own = f"reward.terms=[{{fn: '{reward}:score'}}]"
-    assert "changed" not in launch(overrides(tiny_model, folder, own, "run.steps=1"))
+    assert "changed since" not in launch(overrides(tiny_model, folder, own, "run.steps=1"))
     reward.write_text("def score(sample):\n    return float(len(set(sample.completion)))\n")
     output = launch(overrides(tiny_model, folder, own, "run.steps=2"))
     assert f"changed since this run was last started: the file {reward}" in output

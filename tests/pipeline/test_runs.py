@@ -107,7 +107,7 @@ def test_a_reward_that_scores_nothing_stops_the_run_with_the_reason(tiny_model: 
                 "reward.check_reference_answer=true",
                 "data.answer_column=question",
             ],
-            "do not get the full score, the first ",
+            "do not get the full score, for example in ",
         ),
         (
             ["reward.terms=[{fn: numeric}]", "reward.check_reference_answer=true", "data.answer_column=question"],

@@ -28,19 +28,21 @@ def disk_of(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(tiny_model: Path, tmp_path: Path):
+@pytest.mark.parametrize("size", [1000, 100_000])  # too little for the adapter, and for the moments
+def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(tiny_model: Path, tmp_path: Path, size: int):
     layout = make_policy(tiny_model).lora.layout
 
     def save(version: int) -> None:
         adapter = Adapter(version, layout, torch.zeros(layout.size))
-        tensors = {"moments": torch.zeros(100)}
+        tensors = {"moments": torch.zeros(50_000)}
         checkpoint.save(tmp_path, adapter=adapter, tensors=tensors, state={}, base_model="tiny", keep=1)
 
     save(1)
-    with disk_of(1000), pytest.raises(DiskError, match=r"cannot be written or read \(File too large\): make space"):
+    with disk_of(size), pytest.raises(DiskError, match=r"cannot be written or read \(File too large\): make space"):
         save(2)
     found = checkpoint.find(tmp_path, "auto")
     assert found is not None and found.state["version"] == 1
+    assert not list(tmp_path.glob(".writing-*"))
 
 
 def test_a_group_that_does_not_fit_is_not_held_and_the_journal_stays_readable(tmp_path: Path):
@@ -50,7 +52,8 @@ def test_a_group_that_does_not_fit_is_not_held_and_the_journal_stays_readable(tm
     with disk_of(segment.stat().st_size + 100), pytest.raises(DiskError, match=r"File too large"):
         replay.put([to_batch(group(1, [0.0, 1.0]))])
     assert replay.held() == [0]
+    replay.put([to_batch(group(2, [0.0, 1.0]))])  # there is space again
     replay.close()
     recovered = Replay(tmp_path, capacity=8)
     recovered.recover(lambda _: True)
-    assert recovered.held() == [0] and recovered.torn_bytes() == 100
+    assert recovered.held() == [0, 2] and recovered.torn_bytes() == 0

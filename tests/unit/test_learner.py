@@ -131,7 +131,7 @@ def test_a_checkpoint_of_another_dtype_is_resumed_with_a_line(tiny_model: Path, 
     bf16 = make_learner(make_policy(tiny_model, dtype="bfloat16"), algorithm("grpo", max_tokens=8))
     resumed = worker_of(bf16, tmp_path).resume("auto")
     assert resumed is not None
-    assert resumed.notes == ["changed since this checkpoint: the model is in torch.bfloat16, it was in torch.float32"]
+    assert resumed.notes == ["changed since this checkpoint: model.dtype is bfloat16, it was float32"]
 
 
 def test_without_a_checkpoint_nothing_is_resumed(tiny_model: Path, tmp_path: Path):

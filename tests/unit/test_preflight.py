@@ -39,7 +39,9 @@ def test_a_bad_row_behind_the_first_is_named_with_its_line(tmp_path: Path):
     own_error, line, advice = str(refused.value).splitlines()
     assert own_error == "no term applies" and "'seven' is no number: choose reward=exact" in advice
     place = f"{tmp_path}/rows.jsonl:2"
-    assert line == f"1 of 3 reference answers do not get the full score, the first ({place}): 'seven' cannot be scored"
+    assert (
+        line == f"1 of 3 reference answers do not get the full score, for example in {place}: 'seven' cannot be scored"
+    )
 
 
 def test_a_few_bad_rows_are_said_and_many_are_refused(tmp_path: Path):
@@ -47,7 +49,7 @@ def test_a_few_bad_rows_are_said_and_many_are_refused(tmp_path: Path):
     answers[3] = answers[6] = "no number"  # of every third one, which are scored
     lines = lines_of(settings_of(tmp_path, answers))
     assert lines[0] == f"reward: {CHECKED_ANSWERS} reference answers, such as '1', score 1 of 1"
-    assert lines[1].startswith(f"2 of {CHECKED_ANSWERS} reference answers do not get the full score, the first ")
+    assert lines[1].startswith(f"2 of {CHECKED_ANSWERS} reference answers do not get the full score, for example in ")
     answers[: len(answers) // 5] = ["no number"] * (len(answers) // 5)
     with pytest.raises(DataError, match=f"13 of {CHECKED_ANSWERS} reference answers"):
         lines_of(settings_of(tmp_path, answers))
@@ -58,7 +60,7 @@ def test_a_few_bad_rows_are_said_and_many_are_refused(tmp_path: Path):
 def test_held_out_rows_of_their_own_are_checked_too(tmp_path: Path):
     test = tmp_path / "test.jsonl"
     test.write_text('{"question": "a", "answer": "b"}\n')
-    with pytest.raises(DataError, match=r"1 of 3 reference answers .*test\.jsonl:1"):
+    with pytest.raises(DataError, match=r"1 of 1 reference answers .*test\.jsonl:1"):
         lines_of(settings_of(tmp_path, ["1", "2"], f"data.held_out_source={test}"))
 
 
@@ -120,4 +122,4 @@ def test_a_file_of_the_users_that_hides_a_package_is_named(tmp_path: Path):
         text=True,
         check=False,
     )
-    assert f"ImportError: {tmp_path}/rewards.py hides rewards, a package of Epiphany: rename it" in done.stderr
+    assert f"ImportError: {tmp_path}/rewards.py hides rewards, which is Epiphany's; rename it" in done.stderr

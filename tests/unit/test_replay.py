@@ -133,10 +133,12 @@ def test_recovery_keeps_what_it_is_asked_to_keep(tmp_path: Path):
 
 def test_admits_a_group_once_and_only_with_a_quorum(tmp_path: Path):
     replay = Replay(tmp_path, capacity=10, policy=AdmissionPolicy(min_scored_fraction=0.5, max_zero_variance=0))
-    assert replay.admit(group(0, [1.0, 0.0, None, None])) == Admission(0, True, 2)
-    assert replay.admit(group(0, [1.0, 0.0, None, None])) == Admission(0, True, 2)  # the answer was lost, not the group
-    assert replay.admit(group(1, [1.0, None, None, None])) == Admission(1, False, 3)
-    assert replay.admit(group(2, [1.0, None])) == Admission(2, False, 1)  # one has no advantage
+    assert replay.admit(group(0, [1.0, 0.0, None, None])) == Admission(0, True, 4, 2)
+    assert replay.admit(group(0, [1.0, 0.0, None, None])) == Admission(
+        0, True, 4, 2
+    )  # the answer was lost, not the group
+    assert replay.admit(group(1, [1.0, None, None, None])) == Admission(1, False, 4, 3)
+    assert replay.admit(group(2, [1.0, None])) == Admission(2, False, 2, 1)  # one has no advantage
     assert replay.held() == [0] and recovered(tmp_path).held() == [0]
 
 

@@ -88,7 +88,8 @@ def test_wandb_and_trackio_get_each_number_and_continue_a_resumed_run(tmp_path: 
             calls.append((name, arguments))
             return types.SimpleNamespace(id="abc", log=log, finish=lambda: None)
 
-        return types.SimpleNamespace(init=init, log=log, finish=lambda: None, __spec__=object())
+        spec = types.SimpleNamespace(origin="here")
+        return types.SimpleNamespace(init=init, log=log, finish=lambda: None, __spec__=spec)
 
     for name in ("wandb", "trackio"):
         monkeypatch.setitem(sys.modules, name, module(name))
