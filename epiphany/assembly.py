@@ -102,12 +102,13 @@ def start_run(
         "reward", settings.runtime.reward_workers, lambda _name: partial(make_reward, settings, reward_log)
     )
     plan: RunPlan | None = None
+    makes_engine = engine is None
     if settings.runtime.name == "local":
         plan, engine = _plan_here(settings, data, engine, note)
     supervisor.start(
         "rollout",
         settings.runtime.rollout_workers,
-        lambda name: partial(make_rollout, settings, name, engine),
+        lambda name: partial(make_rollout, settings, name, engine, owns_engine=makes_engine),
     )
     size = settings.runtime.learner_data_parallel_size
     checkpoints, mark = folder.checkpoints.resolve(), folder.lock.read_text()
@@ -163,17 +164,19 @@ def make_engine(plan: "RunPlan", source: "ModelSource", tokenizer: "PreTrainedTo
     return build(plan.engine, tokenizer, layout=plan.layout, eos_token_ids=end_of_sequence_ids(source, tokenizer))
 
 
-def make_rollout(settings: Settings, name: str, engine: Engine | None = None) -> RolloutWorker:
-    """A rollout worker on `engine`, or on one of its own."""
+def make_rollout(
+    settings: Settings, name: str, engine: Engine | None = None, *, owns_engine: bool = True
+) -> RolloutWorker:
+    """A rollout worker on `engine`, or on one that is made here. It closes the engine if it owns it."""
     if engine is not None:
-        return RolloutWorker(engine, seed=settings.run.seed, name=name)
+        return RolloutWorker(engine, seed=settings.run.seed, name=name, owns_engine=owns_engine)
     from epiphany.run_plan import apply_limits, plan_run
 
     source, tokenizer = load_model_source(settings)
     plan = plan_run(settings, source, roles=frozenset({"rollout"}))
     apply_limits(plan)
     engine = make_engine(plan, source, tokenizer)
-    return RolloutWorker(engine, seed=settings.run.seed, name=name, owns_engine=True)
+    return RolloutWorker(engine, seed=settings.run.seed, name=name, owns_engine=owns_engine)
 
 
 def make_learner(

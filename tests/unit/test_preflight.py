@@ -112,6 +112,12 @@ def test_mistakes_are_told_before_torch_is_imported(tmp_path: Path):
     assert loaded == "False False"
 
 
+def test_progress_bars_of_libraries_are_off():
+    code = "from epiphany.commands import quiet_libraries as quiet; quiet(); import tqdm; list(tqdm.tqdm(range(3)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+
+
 def test_a_file_of_the_users_that_hides_a_package_is_named(tmp_path: Path):
     (tmp_path / "rewards.py").write_text("")
     done = subprocess.run(

@@ -116,6 +116,9 @@ class VllmEngine:
 
     def close(self) -> None:
         self._engine.engine_core.shutdown()
+        # vLLM 0.25 leaves the process group that it made, of which NCCL complains at the end of the process.
+        if self._options.tensor_parallel_size == 1 and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
 
     def step(self) -> list[Completion]:
         while self._waiting and len(self._running) < self._options.max_num_seqs:
