@@ -94,12 +94,10 @@ def plan(settings: Settings, loop: Loop) -> int:
     """Show what would run, whether it fits and what it trains. Trains nothing and leaves no run folder."""
     from epiphany import preflight
     from epiphany.report.activity import print_line
-    from epiphany.report.sinks import check_sinks
 
     note = partial(print_line, _console())
     quiet_libraries()
-    rows = preflight.read_rows(settings)
-    check_sinks(settings.run.sinks)
+    rows = preflight.check_inputs(settings)
     preflight.check_reward(settings, rows, note)
     quiet_transformers()
     with warnings.catch_warnings(action="ignore"):

@@ -59,12 +59,18 @@ class ScoredAnswer:
 
 def check(settings: Settings, note: Callable[[str], None], closing: ExitStack) -> Checked:
     """Check what needs no model. Raises UsageError for what is wrong. `closing` gives the run folder back."""
-    rows = read_rows(settings)
-    check_sinks(settings.run.sinks)
+    rows = check_inputs(settings)
     folder = RunFolder(Path(settings.run.folder))
     closing.callback(folder.close)
     check_reward(settings, rows, note, log=folder.reward_log)
     return Checked(rows, folder)
+
+
+def check_inputs(settings: Settings) -> Rows:
+    """The rows of a run whose sinks can be opened. Raises UsageError, and writes nothing."""
+    rows = read_rows(settings)
+    check_sinks(settings.run.sinks)
+    return rows
 
 
 def read_rows(settings: Settings) -> Rows:

@@ -1,5 +1,7 @@
 """Options that engines are built from in tests; `dataclasses.replace` changes what a test needs different."""
 
+from dataclasses import replace
+
 from actors.engines.base import EngineOptions
 
 CPU_OPTIONS = EngineOptions(
@@ -18,12 +20,9 @@ CPU_OPTIONS = EngineOptions(
     per_request_seeds=True,
     seed=0,
 )
-GPU_OPTIONS = EngineOptions(
-    model_path="",
-    revision=None,
-    trust_remote_code=False,
+GPU_OPTIONS = replace(
+    CPU_OPTIONS,
     dtype="bfloat16",
-    quantization="none",
     device="cuda",
     threads=8,
     max_model_len=512,
@@ -32,5 +31,4 @@ GPU_OPTIONS = EngineOptions(
     kv_cache_bytes=1 << 30,
     enforce_eager=False,
     per_request_seeds=False,
-    seed=0,
 )

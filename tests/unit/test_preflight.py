@@ -64,6 +64,13 @@ def test_held_out_rows_of_their_own_are_checked_too(tmp_path: Path):
         lines_of(settings_of(tmp_path, ["1", "2"], f"data.held_out_source={test}"))
 
 
+def run_python(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run `code` in a process of its own, from `folder`."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
 EARLY = """
 import sys, epiphany
 from conf.errors import UsageError
@@ -98,14 +105,8 @@ def test_mistakes_are_told_before_torch_is_imported(tmp_path: Path):
         (["reward=numeric", "data.answer_column=question"], "is no number"),
     ]
     arguments = [[*run, *more] if more[0] != "data=file" else more for more, _ in cases]
-    done = subprocess.run(
-        [sys.executable, "-c", EARLY.format(arguments=arguments)],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = run_python(EARLY.format(arguments=arguments), tmp_path)
+    assert done.returncode == 0, done.stderr
     *errors, loaded = [line for line in done.stdout.splitlines() if not line.startswith("checking")]
     for error, (_, message) in zip(errors, cases, strict=True):
         assert message in error
@@ -114,18 +115,11 @@ def test_mistakes_are_told_before_torch_is_imported(tmp_path: Path):
 
 def test_progress_bars_of_libraries_are_off():
     code = "from epiphany.commands import quiet_libraries as quiet; quiet(); import tqdm; list(tqdm.tqdm(range(3)))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stderr == ""
+    done = run_python(code, ROOT)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_file_of_the_users_that_hides_a_package_is_named(tmp_path: Path):
     (tmp_path / "rewards.py").write_text("")
-    done = subprocess.run(
-        [sys.executable, "-c", "import epiphany"],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_python("import epiphany", tmp_path)
     assert f"ImportError: {tmp_path}/rewards.py hides rewards, which is Epiphany's; rename it" in done.stderr
