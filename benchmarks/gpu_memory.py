@@ -3,6 +3,7 @@
 import os
 import subprocess
 import threading
+import time
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ class MemorySampler(threading.Thread):
     """Samples the memory in use on the card (GiB) every 20 ms.
 
     `samples` holds it beside the size of `metrics` (a run's metrics.jsonl) by then, or 0 without such a file.
+    `first_row_after` is the time in seconds until that file had its first line.
     """
 
     def __init__(self, metrics: Path | None = None) -> None:
@@ -21,12 +23,16 @@ class MemorySampler(threading.Thread):
         self.samples: list[tuple[int, float]] = []
         self._metrics = metrics
         self._ended = threading.Event()
+        self._began = time.monotonic()
+        self.first_row_after: float | None = None
         self.start()
 
     def run(self) -> None:
         while not self._ended.wait(0.02):
             is_written = self._metrics is not None and self._metrics.exists()
             size = self._metrics.stat().st_size if self._metrics is not None and is_written else 0
+            if size and self.first_row_after is None:
+                self.first_row_after = time.monotonic() - self._began
             self.samples.append((size, gib_in_use()))
 
     def finish(self) -> list[tuple[int, float]]:

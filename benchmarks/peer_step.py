@@ -22,6 +22,7 @@ if sys.argv[1:2] == ["unsloth"]:
 from datasets import Dataset
 from transformers import AutoConfig, Trainer, TrainingArguments
 
+from actors.models.families import FAMILIES
 from actors.models.source import ModelSource
 from actors.models.tokenizer import load_tokenizer
 from benchmarks.coin import coin
@@ -94,7 +95,7 @@ def unsloth_trainer(work: Work) -> Trainer:
     model = FastLanguageModel.get_peft_model(
         model,
         r=lora.rank,
-        target_modules=list(lora.target_modules),
+        target_modules=list(lora.target_modules or FAMILIES["qwen2"].targets),
         lora_alpha=int(lora.alpha),
         use_gradient_checkpointing="unsloth",
         random_state=0,

@@ -9,6 +9,7 @@ from typing import cast
 from peft import LoraConfig
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from actors.models.families import FAMILIES
 from conf.schema import Settings
 
 
@@ -44,7 +45,10 @@ def lora_config(settings: Settings) -> LoraConfig:
     """PEFT's configuration of the same adapter."""
     lora = settings.model.lora
     return LoraConfig(
-        r=lora.rank, lora_alpha=int(lora.alpha), task_type="CAUSAL_LM", target_modules=list(lora.target_modules)
+        r=lora.rank,
+        lora_alpha=int(lora.alpha),
+        task_type="CAUSAL_LM",
+        target_modules=list(lora.target_modules or FAMILIES["qwen2"].targets),
     )
 
 

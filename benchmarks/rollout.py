@@ -16,11 +16,10 @@ from peft import PeftModel
 
 from actors.engines.base import Engine
 from actors.models.loading import load_base_model
-from actors.models.lora import FlatLora
+from actors.models.lora import FlatLora, lora_arguments_of
 from actors.types import Sampling
 from benchmarks.common import build_workers, report, sample_all
 from benchmarks.work import prompts_of, random_rollouts, work_settings
-from epiphany.run_plan import lora_arguments
 
 SIZES = (8, 64, 128, 256, 512)
 GROUP = 8  # sequences of each prompt
@@ -78,7 +77,7 @@ def main() -> None:
             trust_remote_code=False,
         )
         base.config.use_cache = True
-        model = FlatLora(base, **lora_arguments(settings), seed=0).model.eval()
+        model = FlatLora(base, **lora_arguments_of(plan.layout), seed=0).model.eval()
         plain = {n: generate_rate(model, prompts, count=n, tokens=arguments.generate_tokens) for n in (64, 256)}
     for n, rate in rates.items():
         ratio = {"ratio": rate / plain[n]} if n in plain else {}

@@ -19,9 +19,12 @@ class LoraSettings:
     alpha: float = setting(32.0, "The adapter's output is scaled by alpha / rank.", above=0)
     rslora: bool = setting(False, "Scale by alpha / sqrt(rank) (rsLoRA, arXiv:2312.03732) instead.")
     dora: bool = setting(False, "DoRA. Refused: no engine here serves it.")
-    target_modules: list[str] = field(
-        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
-        metadata=explained("The linear layers that get an adapter, by the last part of their names."),
+    target_modules: list[str] | None = field(
+        default=None,
+        metadata=explained(
+            "The linear layers that get an adapter, by the last part of their names. null: all of a layer's, and in a "
+            "mixture of experts those of attention."
+        ),
     )
 
 

@@ -112,6 +112,7 @@ def plan(settings: Settings, loop: Loop) -> int:
 
 def _plan_lines(settings: Settings, source: "ModelSource") -> list[str]:
     """What each process of a run would do on a machine like this one, and what is trained: lines for the user."""
+    from actors.models.lora import lora_arguments_of
     from epiphany.run_plan import plan_run
 
     runtime, algorithm, lora = settings.runtime, settings.algorithm, settings.model.lora
@@ -134,7 +135,8 @@ def _plan_lines(settings: Settings, source: "ModelSource") -> list[str]:
         f"{settings.run.steps} steps of {algorithm.name}, each {algorithm.prompts_per_step} prompts x "
         f"{algorithm.group_size} completions of up to {settings.sampling.max_tokens} tokens, "
         f"{way.max_num_seqs} sequences at a time in each engine",
-        f"trains a LoRA adapter of rank {lora.rank} on {', '.join(lora.target_modules)}: {plan.layout.size:,} numbers",
+        f"trains a LoRA adapter of rank {lora.rank} on {', '.join(lora_arguments_of(plan.layout)['target_modules'])}: "
+        f"{plan.layout.size:,} numbers",
     ]
 
 

@@ -26,7 +26,7 @@ def identity_of_settings(settings: Settings) -> dict[str, object]:
         "model.lora.rank": lora.rank,
         "model.lora.alpha": lora.alpha,
         "model.lora.rslora": lora.rslora,
-        "model.lora.target_modules": sorted(lora.target_modules),
+        "model.lora.target_modules": None if lora.target_modules is None else sorted(lora.target_modules),
         "algorithm.name": settings.algorithm.name,
         "algorithm.group_size": settings.algorithm.group_size,
         "learner.optimizer": settings.learner.optimizer,

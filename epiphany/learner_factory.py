@@ -4,10 +4,11 @@ from transformers import PreTrainedModel
 
 from actors.engines.base import Engine
 from actors.models.loading import check_finite, load_base_model
+from actors.models.lora import lora_arguments_of
 from actors.models.weight_sharing import SharesWeights, SharingImpossible, share_weights
 from conf.schema import Settings
 from conf.validate import named_terms
-from epiphany.run_plan import RunPlan, lora_arguments
+from epiphany.run_plan import RunPlan
 from learner.algorithms.table import make_algorithm
 from learner.learner import Learner
 from learner.model.attention import NAME
@@ -22,7 +23,7 @@ def make_learner_of_plan(settings: Settings, plan: RunPlan, *, engine: Engine | 
     check_finite(base, settings.model.path)
     policy = Policy(
         base,
-        lora=lora_arguments(settings),
+        lora=lora_arguments_of(plan.layout),
         seed=settings.run.seed,
         temperature=settings.sampling.temperature,
         logit_chunk_tokens=plan.way.logit_chunk_tokens,

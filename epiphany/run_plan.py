@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from actors.engines.base import EngineOptions
 from actors.engines.registry import choose_engine
+from actors.models.families import ModelFamily, check_quantization, family_of
 from actors.models.loading import check_checkpoint, checkpoint_quantization, choose_dtype
 from actors.models.lora import LoraArguments, adapter_layout
 from actors.models.source import ModelSource
@@ -25,7 +26,7 @@ from learner.memory.advice import plan_memory
 from learner.memory.footprint import GIB, ROLES, ModelShape, Process, Way, Workload
 from learner.memory.plan import Asked, plan_without_gpu
 from learner.model.attention import NAME
-from learner.model.supported import check_attention, check_logits
+from learner.model.supported import check_attention, check_head
 
 EXPANDABLE_SEGMENTS = "expandable_segments:True"
 
@@ -78,14 +79,15 @@ def choose_device(settings: Settings) -> Device:
     return Device(kind, threads_of(settings), choose_dtype(settings.model.dtype, kind))
 
 
-def lora_arguments(settings: Settings) -> LoraArguments:
+def lora_arguments(settings: Settings, family: ModelFamily) -> LoraArguments:
     """What describes the adapter. rsLoRA (arXiv:2312.03732) is an alpha that is larger by the root of the rank.
 
     So every engine and PEFT serve it as it is.
     """
     lora = settings.model.lora
     alpha = lora.alpha * lora.rank**0.5 if lora.rslora else lora.alpha
-    return {"rank": lora.rank, "alpha": alpha, "target_modules": list(lora.target_modules)}
+    targets = family.targets if lora.target_modules is None else lora.target_modules
+    return {"rank": lora.rank, "alpha": alpha, "target_modules": list(targets)}
 
 
 def plan_run(settings: Settings, source: ModelSource, *, roles: frozenset[str] = ROLES) -> RunPlan:
@@ -97,9 +99,11 @@ def plan_run(settings: Settings, source: ModelSource, *, roles: frozenset[str] =
     _check_positions(meta_model, longest, model.path)
     check_checkpoint(source, meta_model, trust_remote_code=model.trust_remote_code)
     check_attention(meta_model, longest=longest)
-    check_logits(meta_model)
+    check_head(meta_model)
     kept = resolve_kept_modules(meta_model, model.keep_16bit)
-    layout = adapter_layout(meta_model, **lora_arguments(settings))
+    family = family_of(meta_model.config)
+    check_quantization(family, quantization)
+    layout = adapter_layout(meta_model, **lora_arguments(settings, family))
     shape = ModelShape.of(meta_model, layout.size, kept)
     if roles == {"rollout"}:
         shape = shape.shard(settings.engine.tensor_parallel_size)
@@ -108,6 +112,7 @@ def plan_run(settings: Settings, source: ModelSource, *, roles: frozenset[str] =
         settings.engine.name,
         device=device.kind,
         quantization=quantization,
+        family=family,
         tensor_parallel_size=settings.engine.tensor_parallel_size,
     )
     return RunPlan(
@@ -227,7 +232,7 @@ def _engine_options(
 
 
 def _check_positions(model: PreTrainedModel, longest: int, path: str) -> None:
-    positions = getattr(model.config, "max_position_embeddings", None)
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if positions is not None and longest > positions:
         raise UsageError(
             f"data.max_prompt_tokens + sampling.max_tokens = {longest}: {path} has {positions} positions; lower one of "

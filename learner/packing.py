@@ -38,23 +38,57 @@ class VarlenIndex(NamedTuple):
 
 
 class PaddedBatch(NamedTuple):
-    """Stream positions of queries [N, Q] and keys [N, K] (int64), and which keys a query sees (bool [N, 1, Q, K])."""
+    """Stream positions of queries [N, Q] and keys [N, K] (int64), and which keys a query sees (bool [N, 1, Q, K]).
+
+    Key k of a segment is token k of its sequence; `places` [N, Q] is the token that each query is (0 for padding).
+    """
 
     queries: torch.Tensor
     keys: torch.Tensor
     mask: torch.Tensor
+    places: torch.Tensor
+
+    def within(self, window: int | None) -> torch.Tensor:
+        """`mask` where a query sees itself and the `window - 1` tokens before it at most (None: all)."""
+        if window is None or window >= self.keys.shape[1]:
+            return self.mask
+        oldest = self.places[:, None, :, None] - window
+        return self.mask & (torch.arange(self.keys.shape[1], device=self.keys.device) > oldest)
+
+
+class StreamLayout(NamedTuple):
+    """For each stream position (int64 [S]): where its segment and its prefix start in the stream, the length of the
+    prefix, and the place of the token in its sequence."""
+
+    starts: torch.Tensor
+    prefix_starts: torch.Tensor
+    prefix_lengths: torch.Tensor
+    places: torch.Tensor
 
 
 class Packing:
     """The segments of one stream, end to end. Index tensors are on `device` and computed once per stream.
 
-    `longest` is the length in tokens of the longest sequence, prefix included.
+    `longest` is the length in tokens of the longest sequence, prefix included. `block_masks` are those of flex
+    attention by window, made at first use.
     """
 
     def __init__(self, segments: Sequence[Segment], device: torch.device | str) -> None:
         self.segments = list(segments)
         self.device = torch.device(device)
         self.longest = max(segment.prefix_length + segment.length for segment in self.segments)
+        self.block_masks: dict[int | None, object] = {}
+
+    @functools.cached_property
+    def layout(self) -> StreamLayout:
+        columns: list[list[torch.Tensor]] = [[], [], [], []]
+        for segment in self.segments:
+            for column, value in zip(
+                columns, (segment.start, segment.prefix_start, segment.prefix_length), strict=False
+            ):
+                column.append(torch.full((segment.length,), value))
+            columns[3].append(torch.arange(segment.prefix_length, segment.prefix_length + segment.length))
+        return StreamLayout(*(torch.cat(column).to(self.device) for column in columns))
 
     @functools.cached_property
     def varlen(self) -> VarlenIndex:
@@ -72,8 +106,7 @@ class Packing:
     @functools.cached_property
     def padded(self) -> tuple[list[PaddedBatch], torch.Tensor]:
         """One batch of the prompts and one of the completions, and where in their flattened outputs each stream
-        position
-        lies: int64 [S]."""
+        position lies: int64 [S]."""
         prompts = [segment for segment in self.segments if not segment.prefix_length]
         completions = [segment for segment in self.segments if segment.prefix_length]
         batches, offset = [], 0
@@ -97,14 +130,16 @@ def _padded_batch(segments: Sequence[Segment]) -> PaddedBatch:
     width_k = max(segment.prefix_length + segment.length for segment in segments)
     queries = torch.zeros(len(segments), width_q, dtype=torch.long)
     keys = torch.zeros(len(segments), width_k, dtype=torch.long)
+    places = torch.zeros_like(queries)
     mask = torch.zeros(len(segments), 1, width_q, width_k, dtype=torch.bool)
     mask[:, :, :, 0] = True  # padding must attend to something
     for n, segment in enumerate(segments):
         prefix, length = segment.prefix_length, segment.length
         own = torch.arange(segment.start, segment.start + length)
         queries[n, :length] = own
+        places[n, :length] = torch.arange(prefix, prefix + length)
         keys[n, :prefix] = torch.arange(segment.prefix_start, segment.prefix_start + prefix)
         keys[n, prefix : prefix + length] = own
         mask[n, 0, :length, :prefix] = True
         mask[n, 0, :length, prefix : prefix + length] = torch.ones(length, length).tril() > 0
-    return PaddedBatch(queries, keys, mask)
+    return PaddedBatch(queries, keys, mask, places)

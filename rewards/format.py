@@ -1,17 +1,30 @@
 """Rewards for how a completion is written: its form and its length. Plain Python."""
 
 import re
+from itertools import pairwise
 
 from rewards.sample import Sample
 
+TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 THINK_ANSWER = re.compile(r"\s*<think>(?P<think>.*?)</think>\s*<answer>(?P<answer>.*?)</answer>\s*", re.DOTALL)
 
 
 def think_answer(sample: Sample) -> float:
     """1 if the whole text is one <think>...</think> and then one non-empty <answer>...</answer>, else 0."""
     match = THINK_ANSWER.fullmatch(sample.completion)
-    tags = [sample.completion.count(tag) for tag in ("<think>", "</think>", "<answer>", "</answer>")]
-    return float(match is not None and tags == [1, 1, 1, 1] and bool(match["answer"].strip()))
+    counts = [sample.completion.count(tag) for tag in TAGS]
+    return float(match is not None and counts == [1, 1, 1, 1] and bool(match["answer"].strip()))
+
+
+def tags(sample: Sample) -> float:
+    """The share of the four tags of `think_answer` that the text has exactly once."""
+    return sum(sample.completion.count(tag) == 1 for tag in TAGS) / len(TAGS)
+
+
+def tag_order(sample: Sample) -> float:
+    """The share of the three pairs of neighboring tags of `think_answer` that the text has in order, each once."""
+    places = [sample.completion.find(tag) if sample.completion.count(tag) == 1 else -1 for tag in TAGS]
+    return sum(0 <= first < second for first, second in pairwise(places)) / (len(TAGS) - 1)
 
 
 def in_think_answer_tags(answer: str) -> str:

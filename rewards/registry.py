@@ -52,5 +52,7 @@ REGISTRY: dict[str, RegisteredReward] = {
     "exact": RegisteredReward(correctness.exact, checks_answer=True),
     "gym": RegisteredReward(correctness.gym, checks_answer=True),
     "think_answer": RegisteredReward(format.think_answer, reference_completion=format.in_think_answer_tags),
+    "tags": RegisteredReward(format.tags, reference_completion=format.in_think_answer_tags),
+    "tag_order": RegisteredReward(format.tag_order, reference_completion=format.in_think_answer_tags),
     "length": RegisteredReward(format.length),
 }

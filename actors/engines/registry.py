@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Protocol
 
 from actors.engines.base import Engine, EngineOptions, EngineUnavailable
@@ -10,6 +11,8 @@ from conf.errors import UsageError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from actors.models.families import ModelFamily
 
 
 class BuildEngine(Protocol):
@@ -29,18 +32,20 @@ class BuildEngine(Protocol):
 class EngineSpec:
     """An engine before it is built.
 
-    `unavailable(device, quantization)` says why it cannot run, or None. `version` is that of the package behind it, and
-    `tensor_parallel` whether it can shard a model over several devices.
+    `unavailable(device, quantization, family)` says why it cannot run, or None. `version` is that of the package behind
+    it, and `tensor_parallel` whether it can shard a model over several devices.
     """
 
     name: str
     version: Callable[[], str]
-    unavailable: Callable[[str, str], str | None]
+    unavailable: Callable[[str, str, "ModelFamily"], str | None]
     build: BuildEngine
     tensor_parallel: bool = False
 
 
-def choose_engine(name: str, *, device: str, quantization: str, tensor_parallel_size: int) -> tuple[str, str]:
+def choose_engine(
+    name: str, *, device: str, quantization: str, family: "ModelFamily", tensor_parallel_size: int
+) -> tuple[str, str]:
     """The name of the engine to build, and the reason for it.
 
     `auto` takes the first of ENGINES that can run. Raises EngineUnavailable if none can, or the engine `name` cannot.
@@ -52,7 +57,7 @@ def choose_engine(name: str, *, device: str, quantization: str, tensor_parallel_
         if tensor_parallel_size > 1 and not spec.tensor_parallel:
             reasons.append(f"engine.tensor_parallel_size={tensor_parallel_size}: {spec.name} runs on one device")
             continue
-        reason = spec.unavailable(device, quantization)
+        reason = spec.unavailable(device, quantization, family)
         if reason is None:
             return spec.name, reasons[0] if reasons else f"version {spec.version()}"
         reasons.append(reason)
@@ -65,13 +70,19 @@ def _vllm_version() -> str:
     return check_version()
 
 
-def _vllm_unavailable(device: str, quantization: str) -> str | None:
+def _vllm_unavailable(device: str, quantization: str, family: "ModelFamily") -> str | None:
     from actors.engines.vllm.environment import check_nf4, check_version
 
     try:
         check_version()
         if quantization == "nf4":
             check_nf4(device)
+        if family.has_experts and device == "cpu":
+            return "vLLM computes no mixture of experts in float32 on a CPU; engine.name=transformers does"
+        if family.has_image_encoder and find_spec("torchvision") is None:
+            return (
+                f"vLLM needs torchvision for {family.name}, which is not installed; engine.name=transformers does not"
+            )
     except EngineUnavailable as error:
         return str(error)
     return None

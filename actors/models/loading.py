@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 
+from actors.models.families import family_of
 from actors.models.source import ModelError, ModelSource
 from conf.errors import UsageError
 
@@ -118,15 +119,18 @@ def load_base_model(
     device: str,
     quantization: str,
     trust_remote_code: bool,
-    attention: str = "sdpa",
+    attention: str | None = None,
     keep_16bit: Sequence[str] = (),
 ) -> PreTrainedModel:
     """The frozen base model on `device`, in `dtype` or as nf4 with double quantization computed in `dtype`.
 
+    `attention` is an implementation of transformers; None takes one that computes all of the family's attention.
     A checkpoint that is in nf4 already is loaded as it is. `keep_16bit` names linear layers that nf4 leaves alone.
     Raises ModelError if the checkpoint cannot be read.
     """
     in_flight = quantization == "nf4" and checkpoint_quantization(source, trust_remote_code=trust_remote_code) is None
+    if attention is None:
+        attention = family_of(load_config(source, trust_remote_code=trust_remote_code)).plain_attention
     nf4 = {"quantization_config": _nf4_config(dtype, keep_16bit)} if in_flight else {}
     with _readable(source):
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
@@ -140,9 +144,19 @@ def load_base_model(
         )
     for module in model.modules():
         disable_repacking(module)
+    keep_language_model(model)
     model.requires_grad_(False)
-    model.config.use_cache = False
+    model.config.use_cache = model.config.get_text_config().use_cache = False
     return model
+
+
+def keep_language_model(model: PreTrainedModel) -> None:
+    """Take the parts for images and sound out of a model, which are neither trained nor served."""
+    decoder, base = model.get_decoder(), model.base_model
+    if decoder is not base:
+        for name, part in list(base.named_children()):
+            if part is not decoder:
+                setattr(base, name, None)
 
 
 def _nf4_config(dtype: str, keep_16bit: Sequence[str]) -> BitsAndBytesConfig:

@@ -17,7 +17,7 @@ from accelerate import init_empty_weights
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from actors.models.families import family_of
-from actors.models.loading import disable_repacking, load_config
+from actors.models.loading import disable_repacking, keep_language_model, load_config
 from actors.models.source import ModelSource
 from conf.errors import UsageError
 
@@ -50,16 +50,26 @@ class SharesWeights(Protocol):
 
 
 def build_meta_model(
-    source: ModelSource, *, dtype: str, trust_remote_code: bool, attention: str = "sdpa"
+    source: ModelSource, *, dtype: str, trust_remote_code: bool, attention: str | None = None
 ) -> PreTrainedModel:
-    """The model without weights: parameters on the meta device, real buffers (as rotary frequencies), all frozen."""
+    """The model without weights: parameters on the meta device, real buffers (as rotary frequencies), all frozen.
+
+    `attention` is an implementation of transformers; None takes one that computes all of the family's attention. Raises
+    ModelError if the family is not known.
+    """
     config = load_config(source, trust_remote_code=trust_remote_code)
+    plain = family_of(config).plain_attention  # refuses what is not known
     config.use_cache = False
+    config.get_text_config().use_cache = False
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(
-            config, dtype=getattr(torch, dtype), attn_implementation=attention, trust_remote_code=trust_remote_code
+            config,
+            dtype=getattr(torch, dtype),
+            attn_implementation=attention or plain,
+            trust_remote_code=trust_remote_code,
         )
     model.tie_weights()
+    keep_language_model(model)
     return model.requires_grad_(False)
 
 

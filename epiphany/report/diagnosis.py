@@ -152,6 +152,27 @@ def constant_answers(first: Means, last: Means) -> str | None:
     )
 
 
+def constant_terms(first: Means, last: Means) -> str | None:
+    of_steps = [row.get("constant_terms") or {} for row in last.rows]
+    if no_signal(first, last) is not None:
+        return None  # which says more
+    always = {name: value for name, value in of_steps[0].items() if all(row.get(name) == value for row in of_steps)}
+    never = [name for name, value in always.items() if value == 0]
+    if never:
+        return (
+            f"no answer has earned anything of the reward's {', '.join(never)} in {RECENT} steps, so it teaches "
+            "nothing. Give partial credit for it in reward.terms, show the form in data.system_prompt, or sample more "
+            "answers with algorithm.group_size"
+        )
+    if always:
+        earned = ", ".join(f"{name} ({value:g})" for name, value in always.items())
+        return (
+            f"every answer has earned the same of the reward's {earned} in {RECENT} steps, so it teaches nothing more. "
+            "If the other terms of reward.terms do not rise either, use harder prompts"
+        )
+    return None
+
+
 def blind_critic(first: Means, last: Means) -> str | None:
     explained = last["explained_variance"]
     if not (explained <= 0 and last["step"] > first["step"]):
@@ -176,6 +197,7 @@ RULES: dict[str, Callable[[Means, Means], str | None]] = {
         logprob_gap,
         unscored_answers,
         constant_answers,
+        constant_terms,
         blind_critic,
     )
 }

@@ -104,6 +104,7 @@ def _reward_columns(table: pa.Table) -> dict[str, object]:
     return {
         "reward": _mean(rewards),
         "reward_terms": {name: _mean(values) for name, values in terms.items()},
+        "constant_terms": {name: values[0] for name, values in terms.items() if min(values) == max(values)},
         "zero_variance_share": _mean(zero_variance),
         "constant_share": constant_share,
         "constant_text": constant_text,

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 from transformers import PreTrainedModel
 
+from actors.models.families import family_of
+
 GIB = 2**30
 VALUE_BYTES = 2  # of a 16-bit number
 BLOCK_TOKENS = 32  # by which a sequence's cache is rounded up, at most
@@ -35,13 +37,14 @@ class ModelShape:
     largest_linear: int
     other: int
     lora: int
+    has_softcap: bool = False
 
     @classmethod
     def of(cls, model: PreTrainedModel, lora_size: int, kept: frozenset[str] = frozenset()) -> "ModelShape":
         """The shape of a transformers model, whose parameters may be on the meta device. nf4 leaves the layers
         `kept`.
         """
-        config = model.config
+        config = model.config.get_text_config()
         head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         packed = [
             module.weight.numel()
@@ -60,6 +63,7 @@ class ModelShape:
             largest_linear=max(packed, default=0),
             other=everything - sum(packed),
             lora=lora_size,
+            has_softcap=family_of(model.config).logits(model.config).softcap is not None,
         )
 
     def shard(self, devices: int) -> "ModelShape":
@@ -195,6 +199,8 @@ def _learning(way: Way, workload: Workload, shape: ModelShape) -> int:
         saved = shape.layers * shape.saved_per_layer
     activations = tokens * (saved + shape.working + 6 * VALUE_BYTES * shape.hidden)
     logits = way.logit_chunk_tokens * shape.vocabulary * VALUE_BYTES
+    if shape.has_softcap:
+        logits *= 2  # and their derivatives
     if workload.has_critic:
         activations += tokens * 3 * 4 * shape.hidden  # the value head's features, in float32
     if workload.has_entropy_bonus:

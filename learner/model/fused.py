@@ -4,6 +4,7 @@ They change speed and memory, not the result beyond rounding. Knows liger-kernel
 """
 
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 from transformers import PreTrainedModel
+
+from actors.models.families import family_of
 
 
 def fuse(model: PreTrainedModel) -> str | None:
@@ -22,11 +25,14 @@ def fuse(model: PreTrainedModel) -> str | None:
     from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
 
     apply = MODEL_TYPE_TO_APPLY_LIGER_FN.get(model.config.model_type)
-    if apply is None:
-        return f"liger-kernel does not support {model.config.model_type}"
+    if apply is None or family_of(model.config).has_image_encoder:
+        return f"liger-kernel does not support {model.config.model_type} without the rest of the checkpoint"
+    wanted = {"rope": True, "rms_norm": True, "swiglu": True, "geglu": True}
+    not_wanted = {"cross_entropy": False, "fused_linear_cross_entropy": False}
+    accepted = inspect.signature(apply).parameters
     module = sys.modules[type(model).__module__]
     before = dict(vars(module))
-    apply(rope=True, rms_norm=True, swiglu=True, cross_entropy=False, fused_linear_cross_entropy=False, model=model)
+    apply(model=model, **{name: value for name, value in (wanted | not_wanted).items() if name in accepted})
     _confine(module, before)
     return None
 

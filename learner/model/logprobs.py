@@ -10,7 +10,10 @@ from typing import Protocol, cast
 
 import torch
 
+from actors.models.families import LogitTransform
 from learner.model.softmax import softmax_in_place
+
+PLAIN = LogitTransform()
 
 
 class _Context(Protocol):
@@ -32,6 +35,7 @@ class _TokenLogprobs(torch.autograd.Function):
         head_VH: torch.Tensor,
         targets_T: torch.Tensor,
         temperature: float,
+        transform: LogitTransform,
         chunk: int,
         entropy_requires_grad: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -40,18 +44,24 @@ class _TokenLogprobs(torch.autograd.Function):
         logprobs, entropies, logprob_gradients, entropy_gradients = [], [], [], []
         for start in range(0, len(targets_T), chunk):
             hidden, targets = hidden_TH[start : start + chunk].to(head_VH.dtype), targets_T[start : start + chunk]
-            probabilities_TV, logprobs_T, entropy_T = softmax_in_place(
-                hidden @ head_VH.T, targets, temperature=temperature
-            )
+            logits_TV, slope_TV = _transform_in_place(hidden @ head_VH.T, transform)
+            probabilities_TV, logprobs_T, entropy_T = softmax_in_place(logits_TV, targets, temperature=temperature)
             logprobs.append(logprobs_T)
             entropies.append(entropy_T)
-            if needs_gradient:
-                logprob_gradients.append((head_VH[targets] - probabilities_TV @ head_VH).div_(temperature))
-            if needs_gradient and entropy_requires_grad:
+            if not needs_gradient:
+                continue
+            if entropy_requires_grad:
                 # dH/dz = -p (log p + H) for each logit z; 0 where p is too small for its logarithm.
                 logit_gradient_TV = -torch.special.xlogy(probabilities_TV, probabilities_TV)
                 logit_gradient_TV -= probabilities_TV * entropy_T[:, None].to(probabilities_TV.dtype)
-                entropy_gradients.append((logit_gradient_TV @ head_VH).div_(temperature))
+                if slope_TV is not None:
+                    logit_gradient_TV *= slope_TV
+                entropy_gradients.append((logit_gradient_TV @ head_VH).mul_(transform.scale / temperature))
+            towards_target = head_VH[targets]
+            if slope_TV is not None:
+                probabilities_TV *= slope_TV
+                towards_target *= slope_TV.gather(1, targets[:, None])
+            logprob_gradients.append((towards_target - probabilities_TV @ head_VH).mul_(transform.scale / temperature))
         if needs_gradient:
             gradients = (chunks for chunks in (logprob_gradients, entropy_gradients) if chunks)
             ctx.save_for_backward(*(torch.cat(chunks).to(hidden_TH.dtype) for chunks in gradients))
@@ -61,12 +71,25 @@ class _TokenLogprobs(torch.autograd.Function):
         return torch.cat(logprobs), entropy_T
 
     @staticmethod
-    def backward(ctx: _Context, *gradients: torch.Tensor) -> tuple[torch.Tensor | int, None, None, None, None, None]:
+    def backward(ctx: _Context, *gradients: torch.Tensor) -> tuple[torch.Tensor | int, *tuple[None, ...]]:
         total_TH = sum(
             gradient_T[:, None].to(saved_TH.dtype) * saved_TH
             for gradient_T, saved_TH in zip(gradients, ctx.saved_tensors, strict=False)
         )
-        return total_TH, None, None, None, None, None
+        return total_TH, None, None, None, None, None, None
+
+
+def _transform_in_place(
+    product_TV: torch.Tensor, transform: LogitTransform
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The logits, and their derivatives with respect to scale * z (None: 1). Overwrites `product_TV`."""
+    if transform.scale != 1:
+        product_TV.mul_(transform.scale)
+    if transform.softcap is None:
+        return product_TV, None
+    product_TV.div_(transform.softcap).tanh_()
+    slope_TV = 1 - product_TV * product_TV
+    return product_TV.mul_(transform.softcap), slope_TV
 
 
 def token_logprobs(
@@ -76,14 +99,16 @@ def token_logprobs(
     *,
     temperature: float,
     chunk: int,
+    transform: LogitTransform = PLAIN,
     entropy_requires_grad: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """log p(target | hidden) and entropy in nats, both float32 [T], of softmax(hidden @ head.T / temperature).
+    """log p(target | hidden) and entropy in nats, both float32 [T], of softmax(logits / temperature).
 
+    The logits are those of `transform` on hidden @ head.T.
     The logits of `chunk` tokens exist at a time. Gradients flow to `hidden_TH` only, because the head is frozen;
     those of the entropy only with `entropy_requires_grad`, which costs one more product with the head.
     """
     return cast(
         "tuple[torch.Tensor, torch.Tensor]",
-        _TokenLogprobs.apply(hidden_TH, head_VH, targets_T, temperature, chunk, entropy_requires_grad),
+        _TokenLogprobs.apply(hidden_TH, head_VH, targets_T, temperature, transform, chunk, entropy_requires_grad),
     )

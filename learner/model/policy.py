@@ -11,13 +11,14 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedModel
 
+from actors.models.families import family_of
 from actors.models.lora import FlatLora, LoraArguments
 from learner.minibatches import MicroBatch
 from learner.model.fused import fuse
 from learner.model.logprobs import token_logprobs
 from learner.model.lora_linear import FastLora
 from learner.model.offload import Offload
-from learner.model.supported import check_logits
+from learner.model.supported import check_head
 
 
 class Tokens(NamedTuple):
@@ -33,8 +34,7 @@ class Policy:
     """`model` must have been loaded with the packed attention (learner.model.attention.NAME).
 
     `temperature` is the sampler's, so that log-probabilities are those of the distribution that was sampled from. The
-    logits of `logit_chunk_tokens` tokens exist at a time. Raises ModelError for a model that changes its logits after
-    the head.
+    logits of `logit_chunk_tokens` tokens exist at a time. Raises ModelError for a head with a bias.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Policy:
         offload_activations: bool = False,
         fused_kernels: bool = True,
     ) -> None:
-        check_logits(model)
+        check_head(model)
         if fused_kernels:
             fuse(model)
         if gradient_checkpointing:
@@ -57,6 +57,7 @@ class Policy:
         self.lora = FlatLora(model, **lora, seed=seed)
         self._decoder = model.get_decoder()
         self._head_VH = model.get_output_embeddings().weight  # type: ignore[union-attr]
+        self._transform = family_of(model.config).logits(model.config)
         self._temperature = temperature
         self._logit_chunk_tokens = logit_chunk_tokens
         self._offload = Offload() if offload_activations else None
@@ -97,6 +98,7 @@ class Policy:
             batch.targets_T,
             temperature=self._temperature,
             chunk=self._logit_chunk_tokens,
+            transform=self._transform,
             entropy_requires_grad=entropy_requires_grad,
         )
         return Tokens(logprobs_T, entropy_T, hidden_TH if keep_hidden else None)

@@ -1,42 +1,42 @@
 """Supported models: what the learner computes exactly, and what it refuses.
 
-transformers passes what a model needs of its attention as keyword arguments, and changes logits where a configuration
-says so. What the learner does not compute has to be refused, or it trains on other numbers than the engine's. Knows
-models' configurations and forward passes; knows neither adapters nor losses.
+transformers passes what a model needs of its attention as keyword arguments. What the learner does not compute has to
+be refused, or it trains on other numbers than the engine's. Knows models' configurations and forward passes; knows
+neither adapters nor losses.
 """
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from actors.models.source import ModelError
 
 # Keywords of an attention call that change neither which keys a query sees nor how they are weighted.
 HARMLESS = frozenset({"position_ids", "cache_position", "use_cache", "output_attentions", "output_hidden_states"})
 LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
-# Settings of a model that change its logits after the head.
-LOGIT_SETTINGS = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
+# Rotary embeddings whose frequencies change with the length of a sequence; engine and learner choose them differently.
+ROPE_BY_LENGTH = frozenset({"longrope", "dynamic"})
 
 
 @dataclass
 class Probe:
-    """Takes the place of a Packing and records what a model asks of its attention, up to `longest` tokens."""
+    """Takes the place of a Packing and records what a model asks of its attention."""
 
-    longest: int
     calls: int = 0
     asked: dict[str, object] = field(default_factory=dict)
 
     def record(self, keywords: Mapping[str, object]) -> None:
         """Count one attention call, and keep those of its keywords that the learner does not compute."""
         self.calls += 1
-        self.asked |= _with_effect(keywords, self.longest)
+        self.asked |= _with_effect(keywords)
 
 
-def check_keywords(keywords: Mapping[str, object], *, longest: int) -> None:
-    """Raises ModelError if a keyword of an attention call changes its result for sequences up to `longest` tokens."""
-    unknown = _with_effect(keywords, longest)
+def check_keywords(keywords: Mapping[str, object]) -> None:
+    """Raises ModelError if a keyword of an attention call changes its result and is not computed."""
+    unknown = _with_effect(keywords)
     if unknown:
         raise ModelError(f"the learner's attention does not compute {_listed(unknown)}")
 
@@ -44,8 +44,8 @@ def check_keywords(keywords: Mapping[str, object], *, longest: int) -> None:
 def check_attention(model: PreTrainedModel, *, longest: int) -> None:
     """Raises ModelError if packed attention does not compute all that mixes the tokens of `model`.
 
-    `model` must use the packed attention (attention.NAME) and may be on the meta device; `longest` is the length of the
-    longest sequence in tokens.
+    `model` must use the packed attention (attention.NAME) and may be on the meta device. `longest` is the length of the
+    longest sequence in tokens; a rotary embedding that changes with the length is fixed to what it is up to there.
     """
     name, config = type(model).__name__, model.config.get_text_config()
     other_layers = set(getattr(config, "layer_types", None) or ()) - LAYER_TYPES
@@ -54,10 +54,14 @@ def check_attention(model: PreTrainedModel, *, longest: int) -> None:
             f"{name} has layers of {', '.join(sorted(other_layers))}, which the learner does not compute; "
             "choose another model.path"
         )
-    probe = Probe(longest)
+    _check_rotary_embedding(name, config, longest=longest)
+    for module in model.modules():
+        if vars(module).get("rope_type") in tuple(ROPE_BY_LENGTH):
+            vars(module)["rope_type"] = "default"  # no sequence is long enough to change it, so nobody needs to look
+    probe = Probe()
     two_tokens = torch.arange(2, device=model.device)[None]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _static_experts(model):
             model.get_decoder()(input_ids=two_tokens, position_ids=two_tokens, use_cache=False, packing=probe)
     except (RuntimeError, TypeError, NotImplementedError) as error:
         raise ModelError(f"the attention of {name} cannot be examined ({error}); choose another model.path") from error
@@ -67,35 +71,52 @@ def check_attention(model: PreTrainedModel, *, longest: int) -> None:
             "learner does not compute; choose another model.path"
         )
     if probe.asked:
-        shorter = ", or a shorter sampling.max_tokens" if "sliding_window" in probe.asked else ""
         raise ModelError(
-            f"{name} uses {_listed(probe.asked)} with sequences of up to {longest} tokens, which the learner's "
-            f"attention does not compute; choose another model.path{shorter}"
-        )
-
-
-def check_logits(model: PreTrainedModel) -> None:
-    """Raises ModelError if `model` (which may be on the meta device) changes its logits after the head."""
-    configs = (model.config, model.config.get_text_config())
-    changes = [
-        name for name in LOGIT_SETTINGS if any(getattr(config, name, None) not in (None, 1.0) for config in configs)
-    ]
-    if getattr(model.get_output_embeddings(), "bias", None) is not None:
-        changes.append("a bias of the head")
-    if changes:
-        raise ModelError(
-            f"{type(model).__name__} changes its logits ({', '.join(changes)}), which the learner does not compute; "
+            f"{name} uses {_listed(probe.asked)}, which the learner's attention does not compute; "
             "choose another model.path"
         )
 
 
-def _with_effect(keywords: Mapping[str, object], longest: int) -> dict[str, object]:
-    """The keywords of an attention call that change its result for sequences of up to `longest` tokens."""
+def check_head(model: PreTrainedModel) -> None:
+    """Raises ModelError if the head of `model` (which may be on the meta device) adds a bias to its logits."""
+    if getattr(model.get_output_embeddings(), "bias", None) is not None:
+        raise ModelError(
+            f"{type(model).__name__} has a bias in its head, which the learner does not compute; choose another "
+            "model.path"
+        )
+
+
+def _check_rotary_embedding(name: str, config: PreTrainedConfig, *, longest: int) -> None:
+    asked: dict[str, object] = getattr(config, "rope_parameters", None) or {}
+    # Some models have one embedding for each type of layer.
+    for rope in (asked, *(value for value in asked.values() if isinstance(value, dict))):
+        trained = rope.get("original_max_position_embeddings") or config.max_position_embeddings
+        if rope.get("rope_type") in ROPE_BY_LENGTH and isinstance(trained, int) and longest > trained:
+            raise ModelError(
+                f"{name} changes its rotary embedding for sequences over {trained} tokens, and engine and learner "
+                f"would not agree when; lower data.max_prompt_tokens or sampling.max_tokens, which allow {longest}"
+            )
+
+
+@contextlib.contextmanager
+def _static_experts(model: PreTrainedModel) -> Iterator[None]:
+    """Within, experts compute in a way that needs no values, so that a meta model can."""
+    stock = getattr(model.config, "_experts_implementation", None)
+    if stock is None:
+        yield
+        return
+    model.set_experts_implementation("batched_mm")
+    try:
+        yield
+    finally:
+        model.set_experts_implementation(stock)
+
+
+def _with_effect(keywords: Mapping[str, object]) -> dict[str, object]:
+    """The keywords of an attention call that change its result and are not computed."""
 
     def has_effect(name: str, value: object) -> bool:
-        if value is None or name in HARMLESS or (name == "is_causal" and value is True):
-            return False
-        return not (name == "sliding_window" and isinstance(value, int) and value >= longest)
+        return not (value is None or name in HARMLESS or (name == "is_causal" and value is True))
 
     return {name: value for name, value in keywords.items() if has_effect(name, value)}
 

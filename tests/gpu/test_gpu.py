@@ -11,7 +11,8 @@ from actors.models.tokenizer import end_of_sequence_ids, load_tokenizer
 from actors.rollout import RolloutWorker
 from actors.types import Sampling
 from benchmarks.common import sample_groups
-from learner.model.attention import NAME, _padded, _varlen
+from learner.model.attention import NAME, Scores, _padded, _varlen
+from learner.model.flex_attention import flex
 from learner.model.policy import Policy
 from learner.packing import Packing, Segment
 from tests.helpers.engines import GPU_OPTIONS
@@ -23,7 +24,15 @@ from tests.helpers.rollouts import scored, table
 pytestmark = NEEDS_GPU
 
 
-def test_varlen_equals_padded_attention():
+SINKS = torch.linspace(-2.0, 2.0, 9)
+
+
+@pytest.mark.parametrize(
+    ("window", "softcap", "has_sinks"),
+    [(None, None, False), (20, None, False), (None, 2.0, False), (20, 2.0, False), (20, None, True)],
+)
+def test_fast_attention_equals_padded_attention(window: int | None, softcap: float | None, has_sinks: bool):
+    sinks = SINKS.cuda() if has_sinks else None
     segments, offset = [], 0
     for prompt, completions in [(70, [5, 1, 130]), (3, [2, 64])]:
         start = offset
@@ -37,8 +46,12 @@ def test_varlen_equals_padded_attention():
         torch.randn(offset, heads, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True) for heads in (9, 3, 3)
     )
     upstream = torch.randn(offset, 9, 64, device="cuda", dtype=torch.bfloat16)
-    fast = _varlen(q, k, v, scaling=None, packing=packing)
-    slow = _padded(q.float(), k.float(), v.float(), scaling=None, packing=packing)
+    scores = Scores(scale=64**-0.5, window=window, softcap=softcap, sinks=sinks)
+    if scores.is_plain:
+        fast = _varlen(q, k, v, scores=scores, packing=packing)
+    else:
+        fast = flex(*(x.transpose(0, 1)[None] for x in (q, k, v)), scores=scores, packing=packing)[0]
+    slow = _padded(q.float(), k.float(), v.float(), scores=scores, packing=packing)
     assert ((fast - slow).norm() / slow.norm()) < 1e-2
     fast_gradients = torch.autograd.grad(fast, (q, k, v), upstream)
     slow_gradients = torch.autograd.grad(slow, (q, k, v), upstream.float())

@@ -5,12 +5,12 @@ from typing import Any
 import torch
 
 from actors.engines.base import Engine
+from actors.models.families import FAMILIES
 from actors.models.lora import LoraArguments
 from actors.types import Adapter, AdapterEntry, AdapterLayout, Completion, Request, Sampling
-from conf.schema import LoraSettings
 from learner.model.policy import Policy
 
-LORA: LoraArguments = {"rank": 8, "alpha": 16.0, "target_modules": LoraSettings().target_modules}
+LORA: LoraArguments = {"rank": 8, "alpha": 16.0, "target_modules": FAMILIES["llama"].targets}
 SYSTEM = "You are a careful assistant who answers briefly. " * 12  # several cache blocks of 32 tokens
 
 

@@ -4,12 +4,12 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from actors.models.families import FAMILIES
 from actors.models.lora import LoraArguments
 from actors.types import Prompt
-from conf.schema import LoraSettings
 
 NEEDS_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
-LORA: LoraArguments = {"rank": 16, "alpha": 32.0, "target_modules": LoraSettings().target_modules}
+LORA: LoraArguments = {"rank": 16, "alpha": 32.0, "target_modules": FAMILIES["llama"].targets}
 
 
 def chat_prompt(tokenizer: PreTrainedTokenizerBase, ordinal: int, question: str, answer: str) -> Prompt:

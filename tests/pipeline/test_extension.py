@@ -48,7 +48,9 @@ ENGINES["echo"] = EngineSpec("echo", lambda: "1", lambda *_: None, _build_echo)
 """,
     },
     "model family": {
-        "actors/models/families.py": 'FAMILIES["tiny"] = ModelFamily({"qk_proj": ("q_proj", "k_proj")})\n',
+        "actors/models/families.py": """
+FAMILIES["tiny"] = ModelFamily("Tiny", fused_projections={"qk": ("q_proj", "k_proj")})
+""",
     },
     "sink": {
         "conf/facts.py": 'SINKS.append("copy")\n',

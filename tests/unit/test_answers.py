@@ -82,6 +82,22 @@ def test_think_answer(completion: str, expected: float):
     assert format.think_answer(sample(completion)) == expected
 
 
+@pytest.mark.parametrize(
+    ("completion", "tags", "order"),
+    [
+        ("<think>a</think><answer>b</answer>", 1, 1),
+        ("well, <think>a</think> so <answer>b</answer>.", 1, 1),
+        ("<answer>b</answer>", 1 / 2, 1 / 3),
+        ("<answer>b</answer><think>a</think>", 1, 2 / 3),
+        ("<think>a</think><think>", 1 / 4, 0),
+        ("</think><think>", 1 / 2, 0),
+        ("b", 0, 0),
+    ],
+)
+def test_a_part_of_the_form_earns_a_part(completion: str, tags: float, order: float):
+    assert (format.tags(sample(completion)), format.tag_order(sample(completion))) == (tags, order)
+
+
 def test_length():
     values = [format.length(sample("", tokens=n), target=10, maximum=20) for n in (5, 10, 15, 20, 30)]
     assert values == [1, 1, 0.5, 0, 0]

@@ -48,12 +48,20 @@ def test_algorithms_and_rewards_of_the_presets_exist():
 
 
 def test_the_promised_models_exist():
-    smollm2 = {"smollm2-135m", "smollm2-360m", "smollm2-1.7b"}
-    qwen = {"qwen2.5-0.5b", "qwen2.5-1.5b", "qwen2.5-3b", "qwen2.5-7b"}
-    llama = {"llama-3.2-1b", "llama-3.2-3b", "llama-3.1-8b"}
-    assert {name for group, name in PRESETS if group == "model"} == smollm2 | qwen | llama | {"mistral-7b", "phi-4"}
-    phi = load_settings("model=phi-4").model
-    assert phi.lora.target_modules == ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
+    models = {
+        "smollm": ("2-135m", "2-360m", "2-1.7b", "3-3b"),
+        "qwen": ("2.5-0.5b", "2.5-1.5b", "2.5-3b", "2.5-7b", "3-0.6b", "3-1.7b", "3-4b", "3-8b", "3-30b-a3b"),
+        "llama-": ("3.2-1b", "3.2-3b", "3.1-8b"),
+        "gemma-": ("3-270m", "3-1b", "3-4b", "3-12b"),
+        "phi-": ("4", "4-mini"),
+        "mistral-": ("7b",),
+        "granite-": ("3.3-2b",),
+        "olmo-": ("2-1b", "3-7b"),
+        "glm-": ("4-9b",),
+        "gpt-oss-": ("20b",),
+    }
+    promised = {name + size for name, sizes in models.items() for size in sizes}
+    assert {name for group, name in PRESETS if group == "model"} == promised
 
 
 def test_a_package_belongs_to_one_path():
@@ -175,11 +183,13 @@ def test_terms_get_unique_names():
 
 
 def test_rslora_is_a_larger_alpha():
+    from actors.models.families import FAMILIES
     from epiphany.run_plan import lora_arguments
 
+    llama = FAMILIES["llama"]
     plain = load_settings("model.lora.rank=16", "model.lora.alpha=32")
     scaled = load_settings("model.lora.rank=16", "model.lora.alpha=32", "model.lora.rslora=true")
-    assert (lora_arguments(plain)["alpha"], lora_arguments(scaled)["alpha"]) == (32.0, 128.0)
+    assert (lora_arguments(plain, llama)["alpha"], lora_arguments(scaled, llama)["alpha"]) == (32.0, 128.0)
 
 
 def test_a_missing_source_is_named_before_torch_is_imported():

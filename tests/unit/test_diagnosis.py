@@ -23,6 +23,7 @@ HEALTHY = {
     "unscorable_error": None,
     "constant_share": 0.1,
     "constant_text": "7",
+    "constant_terms": {},
     "explained_variance": 0.3,
 }
 
@@ -57,6 +58,8 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("logprob_gap", {"capped_share": 0.2, "staleness": 1.5}),
     ("unscored_answers", {"unscorable_share": 0.1, "unscorable_error": "ValueError: no number"}),
     ("constant_answers", {"constant_share": 0.9}),
+    ("constant_terms", {"constant_terms": {"tags": 0.0}}),
+    ("constant_terms", {"constant_terms": {"tags": 1.0}}),
     ("blind_critic", {"explained_variance": -0.5}),
 ]
 

@@ -12,6 +12,7 @@ from actors.engines import registry
 from actors.engines.base import EngineUnavailable
 from actors.engines.registry import ENGINES, choose_engine
 from actors.engines.vllm import environment
+from actors.models.families import FAMILIES
 from actors.models.lora import adapter_layout
 from actors.models.source import ModelSource
 from actors.models.tokenizer import load_tokenizer
@@ -22,7 +23,9 @@ from tests.helpers.engines import CPU_OPTIONS
 
 
 def choose(name: str = "auto", *, device: str = "cpu", quantization: str = "none", devices: int = 1) -> tuple[str, str]:
-    return choose_engine(name, device=device, quantization=quantization, tensor_parallel_size=devices)
+    return choose_engine(
+        name, device=device, quantization=quantization, family=FAMILIES["llama"], tensor_parallel_size=devices
+    )
 
 
 @pytest.fixture
@@ -72,8 +75,9 @@ def test_versions_and_the_plugin_are_checked(monkeypatch: pytest.MonkeyPatch):
 
 def test_a_choice_imports_no_engine():
     code = (
-        "import sys; from actors.engines.registry import choose_engine; "
-        "choose_engine('auto', device='cuda', quantization='none', tensor_parallel_size=1); "
+        "import sys; from types import SimpleNamespace; from actors.engines.registry import choose_engine; "
+        "choose_engine('auto', device='cuda', quantization='none', "
+        "family=SimpleNamespace(has_experts=False, has_image_encoder=False), tensor_parallel_size=1); "
         "print([m for m in ('torch', 'transformers', 'vllm') if m in sys.modules])"
     )
     root = Path(__file__).parents[2]

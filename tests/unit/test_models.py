@@ -10,11 +10,12 @@ from accelerate import init_empty_weights
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from actors.models.families import family_of
 from actors.models.loading import check_checkpoint, check_finite, checkpoint_quantization, fingerprint, load_base_model
 from actors.models.source import ModelError, ModelSource
 from actors.models.weight_sharing import build_meta_model
 from learner.model.attention import NAME, packed_attention
-from learner.model.supported import check_attention, check_logits
+from learner.model.supported import check_attention, check_head
 from learner.packing import Packing, Segment
 
 SMALL = {
@@ -110,35 +111,20 @@ def meta_model(kind: str, **more: Any) -> PreTrainedModel:
     return model
 
 
-@pytest.mark.parametrize(
-    ("kind", "more"),
-    [
-        ("llama", {}),
-        ("qwen2", {}),
-        ("qwen3", {}),
-        ("phi3", {}),
-        ("smollm3", {}),
-        ("olmo2", {}),
-        ("glm4", {}),
-        ("mistral", {"sliding_window": None}),
-        ("mistral", {"sliding_window": 100}),
-        ("gemma3_text", {"sliding_window": 100}),
-    ],
-)
-def test_models_whose_attention_is_computed_pass(kind: str, more: dict[str, Any]):
-    model = meta_model(kind, **more)
-    check_attention(model, longest=100)
-    check_logits(model)
+LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}
+FACTORS = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
 
 
 @pytest.mark.parametrize(
     ("kind", "more", "message"),
     [
-        ("mistral", {"sliding_window": 99}, r"sliding_window=99 .* up to 100 tokens.*shorter sampling\.max_tokens"),
-        ("gemma3_text", {"sliding_window": 8}, "sliding_window=8"),
-        ("gemma2", {}, r"softcap=50\.0"),
-        ("gpt_oss", {"num_local_experts": 4}, "s_aux"),
-        ("qwen3_next", {}, "layers of linear_attention"),
+        ("qwen3_next", {"num_experts": 4}, "layers of linear_attention"),
+        ("gemma3_text", {"use_bidirectional_attention": True}, "is_causal=False"),
+        (
+            "phi3",
+            {"rope_parameters": {**LONGROPE, **FACTORS}, "original_max_position_embeddings": 64},
+            r"over 64 tokens.*allow 100",
+        ),
     ],
 )
 def test_attention_that_is_not_computed_is_refused(kind: str, more: dict[str, Any], message: str):
@@ -151,26 +137,19 @@ def test_attention_that_was_not_seen_at_the_start_is_refused_when_it_comes():
     packing = Packing([Segment(0, 2)], "cpu")
     packed_attention(torch.nn.Module(), values, values, values, None, packing=packing, sliding_window=2)
     unknown: tuple[dict[str, Any], ...] = (
-        {"sliding_window": 1},
-        {"softcap": 30.0},
-        {"s_aux": torch.zeros(1)},
         {"new_in_2027": True},
+        {"dropped_layers": 1},
     )
     for keyword in unknown:
         with pytest.raises(ModelError, match=f"does not compute {next(iter(keyword))}"):
             packed_attention(torch.nn.Module(), values, values, values, None, packing=packing, **keyword)
 
 
-@pytest.mark.parametrize(
-    ("kind", "more"),
-    [
-        ("granite", {"logits_scaling": 8.0}),
-        ("cohere", {"logit_scale": 0.1}),
-        ("gemma2", {"final_logit_softcapping": 30.0}),
-        ("gemma3", {"text_config": {**SMALL, "final_logit_softcapping": 30.0}}),
-    ],
-)
-def test_logits_that_are_changed_after_the_head_are_refused(kind: str, more: dict[str, Any]):
-    model = meta_model(kind, **more)
-    with pytest.raises(ModelError, match=f"changes its logits .{next(iter(more)) if kind != 'gemma3' else 'final'}"):
-        check_logits(model)
+def test_a_head_with_a_bias_is_refused():
+    with pytest.raises(ModelError, match="bias in its head"):
+        check_head(meta_model("phi"))
+
+
+def test_a_family_that_nobody_has_compared_is_refused_by_name():
+    with pytest.raises(ModelError, match=r"'falcon_h1' model .* Llama, Qwen2\.5, .* docs/models\.md"):
+        family_of(AutoConfig.for_model("falcon_h1"))

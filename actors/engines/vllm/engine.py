@@ -183,6 +183,7 @@ def _start_vllm(options: EngineOptions, layout: AdapterLayout) -> LLMEngine:
             model=options.model_path,
             revision=options.revision,
             skip_tokenizer_init=True,
+            language_model_only=True,
             dtype=options.dtype,  # type: ignore[arg-type]
             trust_remote_code=options.trust_remote_code,
             seed=options.seed,

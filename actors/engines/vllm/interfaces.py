@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
     from vllm.lora.request import LoRARequest
 
 
@@ -23,6 +24,7 @@ class LoraSlices(Protocol):
 
     lora_a_stacked: tuple[torch.Tensor, ...]
     lora_b_stacked: tuple[torch.Tensor, ...]
+    tp_size: int
     slice_lora_a: Callable[..., torch.Tensor | Sequence[torch.Tensor]]
     slice_lora_b: Callable[..., torch.Tensor | Sequence[torch.Tensor]]
 
@@ -58,12 +60,6 @@ class PaddedVocabulary(Protocol):
     org_vocab_size: int
 
 
-class PackedModel(Protocol):
-    """A model that stacks layers; names of the stacked matrix to names of the layers."""
-
-    packed_modules_mapping: Mapping[str, list[str]]
-
-
 class AdapterManager(Protocol):
     packed_modules_mapping: Mapping[str, list[str]]
     modules: Mapping[str, LoraSlices]
@@ -79,9 +75,14 @@ class WorkerLoraManager(Protocol):
     def add_dummy_lora(self, lora_request: LoRARequest, rank: int) -> bool: ...
 
 
+class ModelConfig(Protocol):
+    hf_config: PreTrainedConfig
+
+
 class ModelRunner(Protocol):
     lora_manager: WorkerLoraManager
     model: torch.nn.Module
+    model_config: ModelConfig
 
 
 class DeviceWorker(Protocol):

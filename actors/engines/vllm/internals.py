@@ -18,10 +18,10 @@ from actors.engines.vllm.interfaces import (
     DeviceWorker,
     EngineCore,
     LoraSlices,
-    PackedModel,
     PaddedVocabulary,
     StackedLinear,
 )
+from actors.models.families import family_of
 from actors.models.weight_sharing import BaseWeights, Nf4Weight, SharingImpossible
 from actors.types import Adapter, AdapterLayout
 
@@ -63,11 +63,14 @@ class AdapterSlot:
         from vllm.lora.request import LoRARequest
 
         self._layout = layout
+        self._family = family_of(worker.model_runner.model_config.hf_config)
         self._workers_manager = worker.model_runner.lora_manager
         self._manager = self._workers_manager._adapter_manager
         self._request = LoRARequest(LORA_NAME, LORA_ID, NO_PATH)
         self._activate()
-        first = next(iter(self._manager.modules.values())).lora_a_stacked[0]
+        layer = next(iter(self._manager.modules.values()))
+        self._is_whole = layer.tp_size == 1
+        first = layer.lora_a_stacked[0]
         self._staging = torch.zeros(layout.size, dtype=first.dtype, device=first.device)
         self._targets, self._sources = self._match_buffers()
 
@@ -84,17 +87,23 @@ class AdapterSlot:
         targets, sources = [], []
         for entry in self._layout.entries:
             layer, index = self._find_layer(entry.module)
-            if entry.side == "A":
-                target, shard = layer.lora_a_stacked[index][slot, 0, :rank, :], layer.slice_lora_a
+            matrix, is_a = entry.view(self._staging), entry.side == "A"
+            buffers = layer.lora_a_stacked if is_a else layer.lora_b_stacked
+            if index is None:
+                # One layer to transformers, several slices to vLLM: they share A, and B is theirs end to end.
+                parts = [matrix] * len(buffers) if is_a else matrix.split([b.shape[2] for b in buffers])
+                slices = list(zip(buffers, parts, strict=True))
             else:
-                target, shard = layer.lora_b_stacked[index][slot, 0, :, :rank], layer.slice_lora_b
-            source = self._shard(shard, entry.view(self._staging), index, len(layer.lora_a_stacked))
-            if target.shape != source.shape:
-                raise AdapterError(
-                    f"{entry.module} {entry.side} is {tuple(source.shape)}, the engine holds {tuple(target.shape)}"
-                )
-            targets.append(target)
-            sources.append(source)
+                shard = layer.slice_lora_a if is_a else layer.slice_lora_b
+                slices = [(buffers[index], self._shard(shard, matrix, index, len(buffers)))]
+            for buffer, source in slices:
+                target = buffer[slot, 0, :rank, :] if is_a else buffer[slot, 0, :, :rank]
+                if target.shape != source.shape:
+                    raise AdapterError(
+                        f"{entry.module} {entry.side} is {tuple(source.shape)}, the engine holds {tuple(target.shape)}"
+                    )
+                targets.append(target)
+                sources.append(source)
         return targets, sources
 
     def _shard(
@@ -105,19 +114,25 @@ class AdapterSlot:
         slices: int,
     ) -> torch.Tensor:
         """This worker's part of a matrix in the staging copy, as a view."""
+        if self._is_whole:
+            return full
         part = shard([full if i == index else None for i in range(slices)])[index] if slices > 1 else shard(full)
         assert isinstance(part, torch.Tensor)
         if part.untyped_storage().data_ptr() != self._staging.untyped_storage().data_ptr():
             raise AdapterError("vLLM cannot shard this model's fused layers over devices with an adapter")
         return part
 
-    def _find_layer(self, module: str) -> tuple[LoraSlices, int]:
-        """The LoRA layer that holds the linear layer `module`, and the index of its slice there."""
-        parent, _, leaf = module.rpartition(".")
+    def _find_layer(self, module: str) -> tuple[LoraSlices, int | None]:
+        """The LoRA layer that holds the linear layer `module`, and the index of its slice there (None: all of them)."""
+        parent, _, leaf = self._family.name_in_vllm(module).rpartition(".")
         for packed, slices in [(leaf, [leaf]), *self._manager.packed_modules_mapping.items()]:
             layer = self._manager.modules.get(f"{parent}.{packed}")
-            if layer is not None and leaf in slices:
-                return layer, slices.index(leaf)
+            if layer is None or leaf not in slices:
+                continue
+            count = len(layer.lora_a_stacked)
+            if len(slices) == 1 and count > 1 and self._is_whole:
+                return layer, None
+            return layer, slices.index(leaf)
         raise AdapterError(f"the engine has no LoRA layer for {module}; check model.lora.target_modules")
 
     def write(self, adapter: Adapter) -> None:
@@ -137,22 +152,24 @@ class AdapterSlot:
 def base_weights(engine: LLMEngine) -> BaseWeights:
     """The loaded weights under transformers' names: views of vLLM's own tensors.
 
-    vLLM stacks q, k, v and gate, up along the output dimension (`packed_modules_mapping`, `output_sizes`), hides layers
-    behind `base_layer` where LoRA wraps them, pads the vocabulary, and keeps one QuantState a slice of an nf4 weight
-    (`bnb_quant_state`, `bnb_shard_offsets`). Raises SharingImpossible where a layer holds no plain weight.
+    vLLM stacks q, k, v and gate, up along the output dimension (`output_sizes`), hides layers behind `base_layer` where
+    LoRA wraps them, pads the vocabulary, and keeps one QuantState a slice of an nf4 weight (`bnb_quant_state`,
+    `bnb_shard_offsets`). Raises SharingImpossible where a layer holds no plain weight.
     """
-    model = driver_worker(engine).model_runner.model
-    packed = cast(PackedModel, model).packed_modules_mapping
+    runner = driver_worker(engine).model_runner
+    family = family_of(runner.model_config.hf_config)
     weights: BaseWeights = {}
-    for path, module in model.named_modules(remove_duplicate=False):
-        parent, _, leaf = path.removesuffix(".base_layer").rpartition(".")
-        slices = packed.get(leaf, [leaf])
+    for path, module in runner.model.named_modules(remove_duplicate=False):
+        parent, _, leaf = family.name_from_vllm(path.removesuffix(".base_layer")).rpartition(".")
+        slices = family.fused_projections.get(leaf, (leaf,))
         for kind, parameter in module.named_parameters(recurse=False):
             if parameter.numel() == 0:
                 raise SharingImpossible(f"vLLM keeps the weights of {path} in a layout of its own")
             names = [f"{parent}.{layer}.{kind}" if parent else f"{layer}.{kind}" for layer in slices]
             states = getattr(parameter, "bnb_quant_state", None)
             if states is not None:
+                if len(states) != len(names):
+                    raise SharingImpossible(f"vLLM holds {path} in {len(states)} parts")
                 offsets = vars(parameter)["bnb_shard_offsets"].tolist()
                 for i, name in enumerate(names):
                     weights[name] = Nf4Weight(parameter.data[offsets[i] : offsets[i + 1]], states[i])

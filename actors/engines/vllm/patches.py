@@ -7,6 +7,7 @@ training.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 def patch_process(device: str) -> None:
     """All that a process needs before it makes a model's layers."""
+    patch_transformers_backend()
     if device == "cpu":
         patch_cpu_lora()
         return
@@ -33,6 +35,38 @@ def patch_process(device: str) -> None:
     patch_graph_capture()
     if can_use_kernels():
         patch_lora_layers()
+
+
+def patch_transformers_backend() -> None:
+    """Let a class of transformers that vLLM computes with be made and called outside of vLLM, too.
+
+    Cause: `_decorate_cls_for_torch_compile` changes transformers' own class, which then needs vLLM's configuration.
+    Upstream: none filed.
+    Remove when: the backend decorates a class of its own.
+    """
+    from vllm.config import get_current_vllm_config_or_none
+    from vllm.model_executor.models.transformers import base
+
+    stock = base.Base._decorate_cls_for_torch_compile
+    if getattr(stock, "_spares_transformers", False):
+        return
+
+    def decorate(self: object, cls: type, *args: object, **kwargs: object) -> None:
+        plain: Callable[..., None] = cls.__init__  # type: ignore[misc]
+        stock(self, cls, *args, **kwargs)  # type: ignore[arg-type]
+        decorated: Callable[..., None] = cls.__init__  # type: ignore[misc]
+        if decorated is plain:
+            return
+
+        @functools.wraps(plain)
+        def __init__(self: object, *args: object, **kwargs: object) -> None:
+            (plain if get_current_vllm_config_or_none() is None else decorated)(self, *args, **kwargs)
+
+        cls.__init__ = __init__  # type: ignore[misc]
+        cls.do_not_compile = True  # type: ignore[attr-defined] - of those that are not vLLM's
+
+    decorate._spares_transformers = True  # type: ignore[attr-defined]
+    base.Base._decorate_cls_for_torch_compile = decorate  # type: ignore[method-assign]
 
 
 def patch_cpu_communicator() -> None:

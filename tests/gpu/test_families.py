@@ -1,0 +1,38 @@
+"""Every family on a GPU, in bf16 and nf4: engine and learner are as close to float32 as a plain 16-bit pass is."""
+
+import gc
+from pathlib import Path
+
+import pytest
+import torch
+
+from actors.models.families import FAMILIES
+from actors.models.source import ModelSource
+from benchmarks.family_models import WINDOW, make_family_model
+from benchmarks.models import compare, engine_options, make_subject
+from tests.helpers.gpu import NEEDS_GPU
+
+pytestmark = [*NEEDS_GPU, pytest.mark.nightly]
+ANSWER_TOKENS = 3 * WINDOW + 6
+PAIRS = [
+    (model_type, quantization)
+    for model_type, family in FAMILIES.items()
+    for quantization in ("none", "nf4")
+    if quantization == "none" or not family.has_experts
+]
+
+
+@pytest.mark.parametrize(("model_type", "quantization"), PAIRS)
+def test_engine_and_learner_are_no_further_from_float32_than_plain_bf16(
+    model_type: str, quantization: str, tmp_path: Path
+):
+    source = ModelSource(str(make_family_model(model_type, tmp_path)), None, "")
+    options = engine_options(source.path, answer_tokens=ANSWER_TOKENS, quantization=quantization)
+    subject = make_subject(source, options, engine_name="vllm")
+    distances = compare(subject, vocabulary=300, answer_tokens=ANSWER_TOKENS)
+    subject.engine.close()
+    del subject
+    gc.collect()
+    torch.cuda.empty_cache()
+    assert distances.engine_mean < 1.25 * distances.plain_mean
+    assert distances.learner_mean < 1.25 * distances.plain_mean
