@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Protocol
 
+from packaging.version import Version
+
 from actors.engines.base import Engine, EngineOptions, EngineUnavailable
 from actors.types import AdapterLayout
 from conf.errors import UsageError
@@ -74,7 +76,9 @@ def _vllm_unavailable(device: str, quantization: str, family: "ModelFamily") -> 
     from actors.engines.vllm.environment import check_nf4, check_version
 
     try:
-        check_version()
+        version = check_version()
+        if Version(version) < Version(family.oldest_vllm):
+            return f"vLLM {version} does not compute {family.name} as transformers does; {family.oldest_vllm} does"
         if quantization == "nf4":
             check_nf4(device)
         if family.has_experts and device == "cpu":

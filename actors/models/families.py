@@ -39,7 +39,8 @@ class ModelFamily:
     that get an adapter if the user names none, and `logits` reads from a configuration what follows the head.
     `has_experts`: a mixture of experts, whose adapter is on attention alone. `has_image_encoder`: only the checkpoint's
     language model is trained and served. `plain_attention` is transformers' implementation that computes all of the
-    family's attention. `vllm_names` are parts of module names, as transformers and as vLLM have them.
+    family's attention. `vllm_names` are parts of module names, as transformers and as vLLM has them. `oldest_vllm` is
+    the first version that was seen to compute the family as transformers does.
     """
 
     name: str
@@ -50,6 +51,7 @@ class ModelFamily:
     plain_attention: str = "sdpa"
     has_image_encoder: bool = False
     vllm_names: tuple[tuple[str, str], ...] = ()
+    oldest_vllm: str = "0.25"
 
     def fused_name(self, layer: str) -> str | None:
         """The matrix that the linear layer `layer` (the last part of its name) is stacked into, if any."""
@@ -90,7 +92,7 @@ FAMILIES: dict[str, ModelFamily] = {
     "qwen3": ModelFamily("Qwen3"),
     "mistral": ModelFamily("Mistral"),
     "ministral": ModelFamily("Ministral"),
-    "ministral3": ModelFamily("Ministral 3"),
+    "ministral3": ModelFamily("Ministral 3", oldest_vllm="0.32"),
     # Its checkpoints hold the stacked matrices, so that transformers has them as single layers.
     "phi3": ModelFamily("Phi-3 and Phi-4", ("qkv_proj", "o_proj", "gate_up_proj", "down_proj"), {}),
     "gemma2": ModelFamily("Gemma 2", logits=_softcapped, plain_attention="eager"),
@@ -99,7 +101,7 @@ FAMILIES: dict[str, ModelFamily] = {
     "smollm3": ModelFamily("SmolLM3"),
     "granite": ModelFamily("Granite", logits=_divided),
     "olmo2": ModelFamily("OLMo 2"),
-    "olmo3": ModelFamily("OLMo 3"),
+    "olmo3": ModelFamily("OLMo 3", oldest_vllm="0.32"),
     "glm4": ModelFamily("GLM-4", (*ATTENTION, "gate_up_proj", "down_proj"), QKV),
     "qwen3_moe": ModelFamily("Qwen3 MoE", ATTENTION, has_experts=True),
     "gpt_oss": ModelFamily(

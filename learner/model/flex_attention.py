@@ -54,7 +54,7 @@ def _cap(softcap: float) -> Callable[..., torch.Tensor]:
 
 @functools.cache
 def _compiled() -> Callable[..., tuple[torch.Tensor, AuxOutput]]:
-    compiled = torch.compile(flex_attention, dynamic=True)
+    compiled = torch.compile(flex_attention)
     return cast("Callable[..., tuple[torch.Tensor, AuxOutput]]", compiled)
 
 

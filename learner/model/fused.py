@@ -4,7 +4,6 @@ They change speed and memory, not the result beyond rounding. Knows liger-kernel
 """
 
 import importlib.util
-import inspect
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,12 +26,10 @@ def fuse(model: PreTrainedModel) -> str | None:
     apply = MODEL_TYPE_TO_APPLY_LIGER_FN.get(model.config.model_type)
     if apply is None or family_of(model.config).has_image_encoder:
         return f"liger-kernel does not support {model.config.model_type} without the rest of the checkpoint"
-    wanted = {"rope": True, "rms_norm": True, "swiglu": True, "geglu": True}
-    not_wanted = {"cross_entropy": False, "fused_linear_cross_entropy": False}
-    accepted = inspect.signature(apply).parameters
     module = sys.modules[type(model).__module__]
     before = dict(vars(module))
-    apply(model=model, **{name: value for name, value in (wanted | not_wanted).items() if name in accepted})
+    # What liger-kernel does by default for the family, but for the loss.
+    apply(cross_entropy=False, fused_linear_cross_entropy=False, model=model)
     _confine(module, before)
     return None
 
