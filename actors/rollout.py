@@ -6,7 +6,7 @@ Knows the Engine protocol; knows neither vLLM, Ray nor rewards.
 import hashlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from actors.engines.base import Engine
 from actors.types import Adapter, Completion, Group, Prompt, Purpose, Request, Sampling, Trajectory
@@ -59,7 +59,7 @@ class RolloutWorker:
             self._dispatched += 1
             self._in_flight[group_id] = _InFlight(prompt, attempt, samples)
             seeds = [self._sample_seed(prompt, i) for i in range(samples)]
-            settings = [Sampling(sampling.temperature, sampling.max_tokens, seed) for seed in seeds]
+            settings = [replace(sampling, seed=seed) for seed in seeds]
             self._engine.submit([Request(f"{group_id}/{i}", prompt.token_ids, s) for i, s in enumerate(settings)])
 
     def run_engine(self, seconds: float = 0.25, groups: int = 1) -> RunProgress:
@@ -107,7 +107,9 @@ class RolloutWorker:
             entry.done[int(sample)] = completion
             if len(entry.done) == entry.size:
                 del self._in_flight[group_id]
-                trajectories = tuple(Trajectory.single_turn(entry.done[i]) for i in range(entry.size))
+                trajectories = tuple(
+                    Trajectory.single_turn(entry.done[i], prefill=entry.prompt.prefill) for i in range(entry.size)
+                )
                 groups.append(Group(entry.prompt, trajectories, self._name, entry.attempt))
         return groups, tokens
 

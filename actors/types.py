@@ -24,7 +24,7 @@ class Prompt:
 
     `ordinal` is its index in the training order, or among the held-out prompts if its `purpose` is "evaluate"; both
     together are its identity everywhere. `answer`, all acceptable `answers` and `metadata` (a JSON text) are what the
-    rewards need.
+    rewards need. `text` ends with `prefill`, the beginning of every answer.
     """
 
     ordinal: int
@@ -36,6 +36,7 @@ class Prompt:
     metadata: str = "{}"
     purpose: Purpose = "train"
     answers: tuple[str, ...] = ()
+    prefill: str = ""
 
     @property
     def key(self) -> tuple[Purpose, int]:
@@ -44,12 +45,28 @@ class Prompt:
 
 
 @dataclass(frozen=True)
+class Truncation:
+    """Which tokens may be drawn: the `top_k` most probable ones (0: all), of these as few as have `top_p` of the
+    probability, and only those that are at least `min_p` times as probable as the most probable one."""
+
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+
+    @property
+    def is_off(self) -> bool:
+        """Whether every token may be drawn."""
+        return self == Truncation()
+
+
+@dataclass(frozen=True)
 class Sampling:
-    """How to draw a completion; temperature 0 is greedy."""
+    """How to draw a completion; temperature 0 is greedy, whatever the truncation."""
 
     temperature: float
     max_tokens: int
     seed: int | None = None
+    truncation: Truncation = Truncation()
 
 
 @dataclass(frozen=True)
@@ -109,11 +126,11 @@ class Trajectory:
     version_spans: tuple[VersionSpan, ...]
 
     @classmethod
-    def single_turn(cls, completion: Completion) -> Trajectory:
-        """One answer, all of it sampled."""
+    def single_turn(cls, completion: Completion, *, prefill: str = "") -> Trajectory:
+        """One answer, all of it sampled but for its beginning `prefill`, which is part of the prompt."""
         turns = (Turn(True, len(completion.token_ids)),)
         c = completion
-        return cls(c.token_ids, turns, c.logprobs, c.text, c.finish_reason, c.version_spans)
+        return cls(c.token_ids, turns, c.logprobs, prefill + c.text, c.finish_reason, c.version_spans)
 
 
 @dataclass(frozen=True)

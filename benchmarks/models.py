@@ -36,13 +36,14 @@ from actors.models.weight_sharing import (
 )
 from actors.replay.schema import to_batch
 from actors.rollout import RolloutWorker
-from actors.types import Adapter, Group, Prompt, Sampling, Score
+from actors.types import Adapter, Group, Prompt, Sampling, Score, Truncation
 from benchmarks.common import ON_GPU, report, sample_groups
 from benchmarks.family_models import WINDOW, make_family_model
 from conf.errors import UsageError
 from learner.batch import Rollouts
 from learner.minibatches import micro_batches
 from learner.model.attention import NAME
+from learner.model.logprobs import EVERY_TOKEN
 from learner.model.policy import Policy
 from learner.model.supported import check_attention, check_head
 
@@ -95,7 +96,9 @@ def _unpacked(weight: torch.Tensor | Nf4Weight) -> torch.Tensor:
     return dequantize_4bit(weight.packed, weight.state) if isinstance(weight, Nf4Weight) else weight
 
 
-def make_subject(source: ModelSource, options: EngineOptions, *, engine_name: str) -> Subject:
+def make_subject(
+    source: ModelSource, options: EngineOptions, *, engine_name: str, truncation: Truncation = EVERY_TOKEN
+) -> Subject:
     """Build an engine as `options` say and a policy, over one copy of the weights if that is possible."""
     meta_model = build_meta_model(source, dtype=options.dtype, trust_remote_code=False, attention=NAME)
     check_attention(meta_model, longest=options.max_model_len)
@@ -111,6 +114,7 @@ def make_subject(source: ModelSource, options: EngineOptions, *, engine_name: st
         lora=lora_arguments_of(layout),
         seed=0,
         temperature=1.0,
+        truncation=truncation,
         logit_chunk_tokens=64,
         gradient_checkpointing=False,
     )
@@ -156,7 +160,7 @@ def compare(subject: Subject, *, vocabulary: int, answer_tokens: int) -> Distanc
         subject.policy.lora.load(adapter)
         for _ in ("cold", "warm"):  # the second time, the prompts are in the prefix cache
             groups = sample_groups(worker, prompts, Sampling(1.0, answer_tokens), GROUP)
-            rollouts = _rollouts(groups)
+            rollouts = rollouts_of(groups)
             row, distance = _compare_once(subject, adapter, rollouts)
             rows.append(row)
             gradient = max(gradient, distance)
@@ -172,7 +176,7 @@ def compare(subject: Subject, *, vocabulary: int, answer_tokens: int) -> Distanc
     )
 
 
-def _rollouts(groups: list[Group]) -> Rollouts:
+def rollouts_of(groups: list[Group]) -> Rollouts:
     scored = [replace(group, scores=tuple(Score(float(i)) for i in range(GROUP))) for group in groups]
     return Rollouts.from_table(pa.Table.from_batches([to_batch(group) for group in scored]))
 

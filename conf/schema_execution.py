@@ -54,14 +54,40 @@ class SamplingSettings:
     """How completions are sampled in training."""
 
     temperature: float = setting(1.0, "Sampling temperature.", above=0)
+    top_k: int = setting(
+        0,
+        "Sample from the top_k most probable tokens only. 0: from all. With top_k, top_p or min_p the learner computes "
+        "the probabilities of the truncated distribution, too.",
+        minimum=0,
+    )
+    top_p: float = setting(
+        1.0, "Sample from the fewest tokens that have this probability together.", above=0, maximum=1
+    )
+    min_p: float = setting(
+        0.0,
+        "Sample only tokens that are at least min_p times as probable as the most probable one.",
+        minimum=0,
+        below=1,
+    )
+    prefill: str = setting(
+        "",
+        "The beginning of every answer, such as '<think>': the model continues it, and the reward sees it as a part of "
+        "the answer.",
+    )
     max_tokens: int = setting(256, "Longest completion, in tokens; longer ones are cut off.", minimum=1)
 
 
 @dataclass
 class EvaluationSettings:
-    """Evaluation on held-out questions: one greedy completion of each, and `samples` at the training temperature."""
+    """Evaluation on held-out questions: one greedy completion of each, and `samples` that are sampled."""
 
     every: int = setting(0, "Steps between evaluations. 0: only before and after training.", minimum=0)
+    temperature: float | None = setting(
+        None, "Temperature of the sampled completions. null: sampling.temperature.", above=0
+    )
+    top_k: int | None = setting(None, "The same for top_k. null: sampling.top_k.", minimum=0)
+    top_p: float | None = setting(None, "The same for top_p. null: sampling.top_p.", above=0, maximum=1)
+    min_p: float | None = setting(None, "The same for min_p. null: sampling.min_p.", minimum=0, below=1)
     samples: int = setting(4, "Sampled completions of each question. 0: greedy only.", minimum=0)
     max_prompts: int | None = setting(None, "Questions to use. null: all that are held out.", minimum=1)
 

@@ -62,6 +62,10 @@ class ModelSettings:
     chat_template: str | None = setting(
         None, "A Jinja chat template (text, or a file) that replaces the tokenizer's own."
     )
+    chat_template_kwargs: Options = field(
+        default_factory=dict,
+        metadata=explained("Variables of the chat template, such as {enable_thinking: false}."),
+    )
     trust_remote_code: bool = setting(False, "Run Python code that comes with the checkpoint.")
     lora: LoraSettings = field(default_factory=LoraSettings)
 

@@ -31,6 +31,9 @@ def identity_of_settings(settings: Settings) -> dict[str, object]:
         "algorithm.group_size": settings.algorithm.group_size,
         "learner.optimizer": settings.learner.optimizer,
         "sampling.temperature": settings.sampling.temperature,
+        "sampling.top_k": settings.sampling.top_k,
+        "sampling.top_p": settings.sampling.top_p,
+        "sampling.min_p": settings.sampling.min_p,
         "data.source": settings.data.source,
         "run.seed": settings.run.seed,
         "reward.terms": [

@@ -9,6 +9,7 @@ from actors.models.weight_sharing import SharesWeights, SharingImpossible, share
 from conf.schema import Settings
 from conf.validate import named_terms
 from epiphany.run_plan import RunPlan
+from epiphany.sampling import training_sampling
 from learner.algorithms.table import make_algorithm
 from learner.learner import Learner
 from learner.model.attention import NAME
@@ -26,6 +27,7 @@ def make_learner_of_plan(settings: Settings, plan: RunPlan, *, engine: Engine | 
         lora=lora_arguments_of(plan.layout),
         seed=settings.run.seed,
         temperature=settings.sampling.temperature,
+        truncation=training_sampling(settings).truncation,
         logit_chunk_tokens=plan.way.logit_chunk_tokens,
         gradient_checkpointing=plan.way.gradient_checkpointing,
         offload_activations=plan.way.offload_activations,

@@ -41,6 +41,8 @@ def load_data(settings: Settings, rows: Rows) -> RunData:
         max_prompt_tokens=data.max_prompt_tokens,
         seed=data.seed,
         held_out_rows=None if rows.held_out is None else rows.held_out.rows,
+        prefill=settings.sampling.prefill,
+        template_variables=settings.model.chat_template_kwargs,
     )
     return RunData(prompts, source, tokenizer)
 

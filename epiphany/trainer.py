@@ -6,7 +6,7 @@ Knows every package; holds no mathematics.
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
@@ -24,6 +24,7 @@ from epiphany.report import evaluation, metrics
 from epiphany.report.finished import adapter_line
 from epiphany.report.recorder import Recorder
 from epiphany.report.table import LiveTable
+from epiphany.sampling import evaluation_sampling, training_sampling
 from learner.parallel.group import StepFuture
 from learner.parallel.worker import LearnerWorker
 
@@ -103,7 +104,7 @@ class Trainer:
     def sample(self, count: int) -> None:
         """Start `count` groups."""
         prompts = [self._run.prompts.at(ordinal) for ordinal in self.ledger.next(count, version=self.version)]
-        sampling = Sampling(self.settings.sampling.temperature, self.settings.sampling.max_tokens)
+        sampling = training_sampling(self.settings)
         self.pipeline.dispatch(prompts, sampling, self.settings.algorithm.group_size)
 
     def next_batch(self) -> list[int] | None:
@@ -193,11 +194,11 @@ class Trainer:
         settings, started = self.settings, time.monotonic()
         prompts = self._run.prompts.held_out[: settings.evaluation.max_prompts]
         with self._table.activity(f"evaluating step {self.version} on {len(prompts)} held-out prompts"):
-            greedy = self._answers(prompts, temperature=0.0, samples=1)
+            sampling = evaluation_sampling(settings)
+            greedy = self._answers(prompts, replace(sampling, temperature=0.0), samples=1)
             sampled: list[Group] | None = []
             if settings.evaluation.samples and greedy is not None:
-                temperature, samples = settings.sampling.temperature, settings.evaluation.samples
-                sampled = self._answers(prompts, temperature=temperature, samples=samples)
+                sampled = self._answers(prompts, sampling, samples=settings.evaluation.samples)
         if greedy is None or sampled is None:
             return
         record = evaluation.record(
@@ -208,7 +209,7 @@ class Trainer:
             seconds=time.monotonic() - started,
             reward=self._run.reward_fingerprint,
         )
-        evaluation.save(self.folder, record, greedy, sampled, temperature=settings.sampling.temperature)
+        evaluation.save(self.folder, record, greedy, sampled, temperature=sampling.temperature)
         self._table.note(evaluation.one_line(record))
         self.pipeline.take_counters()  # the next step's counters begin here
         self._counters.started = time.monotonic()
@@ -232,8 +233,7 @@ class Trainer:
         self._table.note(adapter_line(self.folder))
         self._table.note(f"its base model is {self._run.base_model}")
 
-    def _answers(self, prompts: Sequence[Prompt], *, temperature: float, samples: int) -> list[Group] | None:
-        sampling = Sampling(temperature, self.settings.sampling.max_tokens)
+    def _answers(self, prompts: Sequence[Prompt], sampling: Sampling, *, samples: int) -> list[Group] | None:
         return self.pipeline.evaluate(prompts, sampling, samples, stop=self._stop)
 
     def _rows(self, ordinals: list[int]) -> Future[pa.Table]:

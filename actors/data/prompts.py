@@ -7,7 +7,8 @@ tokenizers; knows neither engines nor rewards.
 import hashlib
 import json
 import random
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -24,7 +25,8 @@ class PromptSet:
 
     Held-out prompts are the first `held_out` of `held_out_rows`. Without those, that many questions are set aside, and
     appear in no training row; `overlap` counts the held-out prompts that do. Prompts of over `max_prompt_tokens` tokens
-    are left out and counted in `too_long`. Raises DataError if nothing is left.
+    are left out and counted in `too_long`. Every prompt ends with `prefill`, and `template_variables` are passed to the
+    chat template. Raises DataError if nothing is left, or if the template does not read one of them.
     """
 
     def __init__(
@@ -36,8 +38,12 @@ class PromptSet:
         max_prompt_tokens: int,
         seed: int,
         held_out_rows: Sequence[Row] | None = None,
+        prefill: str = "",
+        template_variables: Mapping[str, object] | None = None,
     ) -> None:
         self.too_long = 0
+        self._prefill, self._template_variables = prefill, dict(template_variables or {})
+        _check_variables(tokenizer, self._template_variables)
         self._max_prompt_tokens = max_prompt_tokens
         prompts = self._render_fitting(rows, tokenizer)
         if held_out_rows is None:
@@ -52,7 +58,7 @@ class PromptSet:
         self._epoch, self._order = -1, list(range(len(self._train)))
 
     def _render_fitting(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
-        prompts = [_render(row, tokenizer) for row in rows]
+        prompts = [_render(row, tokenizer, prefill=self._prefill, variables=self._template_variables) for row in rows]
         fitting = [p for p in prompts if len(p.token_ids) <= self._max_prompt_tokens]
         self.too_long += len(prompts) - len(fitting)
         if not fitting:
@@ -93,15 +99,24 @@ def _split(prompts: list[Prompt], count: int, seed: int) -> tuple[list[Prompt], 
     return [first[text] for text in questions[:count]], [p for p in prompts if p.text not in chosen]
 
 
-def _render(row: Row, tokenizer: PreTrainedTokenizerBase) -> Prompt:
+def _check_variables(tokenizer: PreTrainedTokenizerBase, variables: Mapping[str, object]) -> None:
+    template = str(tokenizer.chat_template)
+    for name in variables:
+        if not re.search(rf"\b{re.escape(name)}\b", template):
+            raise DataError(f"model.chat_template_kwargs: the model's chat template reads no {name!r}")
+
+
+def _render(row: Row, tokenizer: PreTrainedTokenizerBase, *, prefill: str, variables: Mapping[str, object]) -> Prompt:
     messages = [dict(message) for message in row.messages]
     try:
-        text = str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+        render = cast("Callable[..., object]", tokenizer.apply_chat_template)
+        rendered = render(messages, add_generation_prompt=True, tokenize=False, **variables)
     except TemplateError as error:
         raise DataError(
             f"the model's chat template refuses the prompt {row.question[:60]!r}: {error}; change the messages, "
             "data.system_prompt or model.chat_template"
         ) from error
+    text = str(rendered) + prefill
     token_ids = cast("list[int]", tokenizer(text, add_special_tokens=False)["input_ids"])
     return Prompt(
         ordinal=0,
@@ -112,4 +127,5 @@ def _render(row: Row, tokenizer: PreTrainedTokenizerBase) -> Prompt:
         task=row.task,
         metadata=json.dumps(row.metadata),
         answers=row.answers,
+        prefill=prefill,
     )

@@ -17,6 +17,7 @@ from actors.engines.base import EngineOptions, SpanLog, check_sampled
 from actors.models.loading import load_base_model
 from actors.models.lora import FlatLora, LoraArguments, lora_arguments_of
 from actors.models.source import ModelSource
+from actors.models.truncation import truncate_in_place
 from actors.models.weight_sharing import BaseWeights, named_base_weights
 from actors.types import Adapter, AdapterLayout, Completion, Request, VersionSpan
 
@@ -171,6 +172,7 @@ class _Row:
             logprobs_V = logits_V.log_softmax(-1)
             token = int(logprobs_V.argmax())
         else:
+            (logits_V,) = truncate_in_place(logits_V[None], self.request.sampling.truncation, temperature=temperature)
             logprobs_V = (logits_V / temperature).log_softmax(-1)
             token = int(torch.multinomial(logprobs_V.exp(), 1, generator=self.generator))
         self.token_ids.append(token)

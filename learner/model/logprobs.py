@@ -11,9 +11,12 @@ from typing import Protocol, cast
 import torch
 
 from actors.models.families import LogitTransform
+from actors.models.truncation import truncate_in_place
+from actors.types import Truncation
 from learner.model.softmax import softmax_in_place
 
 PLAIN = LogitTransform()
+EVERY_TOKEN = Truncation()
 
 
 class _Context(Protocol):
@@ -36,6 +39,7 @@ class _TokenLogprobs(torch.autograd.Function):
         targets_T: torch.Tensor,
         temperature: float,
         transform: LogitTransform,
+        truncation: Truncation,
         chunk: int,
         entropy_requires_grad: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -45,6 +49,7 @@ class _TokenLogprobs(torch.autograd.Function):
         for start in range(0, len(targets_T), chunk):
             hidden, targets = hidden_TH[start : start + chunk].to(head_VH.dtype), targets_T[start : start + chunk]
             logits_TV, slope_TV = _transform_in_place(hidden @ head_VH.T, transform)
+            truncate_in_place(logits_TV, truncation, temperature=temperature, targets_T=targets)
             probabilities_TV, logprobs_T, entropy_T = softmax_in_place(logits_TV, targets, temperature=temperature)
             logprobs.append(logprobs_T)
             entropies.append(entropy_T)
@@ -76,7 +81,7 @@ class _TokenLogprobs(torch.autograd.Function):
             gradient_T[:, None].to(saved_TH.dtype) * saved_TH
             for gradient_T, saved_TH in zip(gradients, ctx.saved_tensors, strict=False)
         )
-        return total_TH, None, None, None, None, None, None
+        return total_TH, None, None, None, None, None, None, None
 
 
 def _transform_in_place(
@@ -100,15 +105,19 @@ def token_logprobs(
     temperature: float,
     chunk: int,
     transform: LogitTransform = PLAIN,
+    truncation: Truncation = EVERY_TOKEN,
     entropy_requires_grad: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """log p(target | hidden) and entropy in nats, both float32 [T], of softmax(logits / temperature).
 
-    The logits are those of `transform` on hidden @ head.T.
+    The logits are those of `transform` on hidden @ head.T. With a `truncation` the distribution is that of the tokens
+    which it leaves, and of the target.
     The logits of `chunk` tokens exist at a time. Gradients flow to `hidden_TH` only, because the head is frozen;
     those of the entropy only with `entropy_requires_grad`, which costs one more product with the head.
     """
     return cast(
         "tuple[torch.Tensor, torch.Tensor]",
-        _TokenLogprobs.apply(hidden_TH, head_VH, targets_T, temperature, transform, chunk, entropy_requires_grad),
+        _TokenLogprobs.apply(
+            hidden_TH, head_VH, targets_T, temperature, transform, truncation, chunk, entropy_requires_grad
+        ),
     )

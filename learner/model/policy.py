@@ -13,9 +13,10 @@ from transformers import PreTrainedModel
 
 from actors.models.families import family_of
 from actors.models.lora import FlatLora, LoraArguments
+from actors.types import Truncation
 from learner.minibatches import MicroBatch
 from learner.model.fused import fuse
-from learner.model.logprobs import token_logprobs
+from learner.model.logprobs import EVERY_TOKEN, token_logprobs
 from learner.model.lora_linear import FastLora
 from learner.model.offload import Offload
 from learner.model.supported import check_head
@@ -33,8 +34,8 @@ class Tokens(NamedTuple):
 class Policy:
     """`model` must have been loaded with the packed attention (learner.model.attention.NAME).
 
-    `temperature` is the sampler's, so that log-probabilities are those of the distribution that was sampled from. The
-    logits of `logit_chunk_tokens` tokens exist at a time. Raises ModelError for a head with a bias.
+    `temperature` and `truncation` are the sampler's, so that log-probabilities are those of the distribution that was
+    sampled from. The logits of `logit_chunk_tokens` tokens exist at a time. Raises ModelError for a head with a bias.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Policy:
         lora: LoraArguments,
         seed: int,
         temperature: float,
+        truncation: Truncation = EVERY_TOKEN,
         logit_chunk_tokens: int,
         gradient_checkpointing: bool,
         offload_activations: bool = False,
@@ -58,7 +60,7 @@ class Policy:
         self._decoder = model.get_decoder()
         self._head_VH = model.get_output_embeddings().weight  # type: ignore[union-attr]
         self._transform = family_of(model.config).logits(model.config)
-        self._temperature = temperature
+        self._temperature, self._truncation = temperature, truncation
         self._logit_chunk_tokens = logit_chunk_tokens
         self._offload = Offload() if offload_activations else None
         self._fast_lora = FastLora(self.lora, self._head_VH.dtype)
@@ -99,6 +101,7 @@ class Policy:
             temperature=self._temperature,
             chunk=self._logit_chunk_tokens,
             transform=self._transform,
+            truncation=self._truncation,
             entropy_requires_grad=entropy_requires_grad,
         )
         return Tokens(logprobs_T, entropy_T, hidden_TH if keep_hidden else None)

@@ -1,6 +1,7 @@
 """Prompts: rendered once, split, and in a seeded order with an exact cursor."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import AutoTokenizer
@@ -8,6 +9,12 @@ from transformers import AutoTokenizer
 from actors.data.prompts import PromptSet
 from actors.data.readers import DataError
 from actors.data.sources import Row
+from actors.types import Completion, Trajectory
+
+
+@pytest.fixture
+def tokenizer(tiny_model: Path) -> Any:
+    return AutoTokenizer.from_pretrained(tiny_model)
 
 
 def row(question: str, *answers: str) -> Row:
@@ -23,6 +30,36 @@ def prompts(tiny_model: Path):
         return PromptSet(rows, tokenizer, held_out=held_out, max_prompt_tokens=limit, seed=seed, **more)
 
     return make
+
+
+def test_an_answer_may_begin_with_a_given_text(tokenizer: Any):
+    rows = [row("q", "1"), row("p", "1")]
+    prompt = PromptSet(rows, tokenizer, held_out=1, max_prompt_tokens=99, seed=0, prefill="<think>").at(0)
+    assert prompt.text.endswith("assistant: <think>") and prompt.prefill == "<think>"
+    completion = Completion("a", (1,), (0.0,), "so</think>", "stop", ())
+    assert Trajectory.single_turn(completion, prefill=prompt.prefill).text == "<think>so</think>"
+
+
+def test_variables_reach_the_chat_template_and_unknown_ones_are_refused(tokenizer: Any):
+    tokenizer.chat_template += "{% if not enable_thinking %}<think></think>{% endif %}"
+    texts = [
+        PromptSet(
+            [row("q", "1"), row("p", "1")],
+            tokenizer,
+            held_out=1,
+            max_prompt_tokens=99,
+            seed=0,
+            template_variables={"enable_thinking": thinks},
+        )
+        .at(0)
+        .text
+        for thinks in (True, False)
+    ]
+    assert [text.endswith("<think></think>") for text in texts] == [False, True]
+    with pytest.raises(DataError, match="reads no 'thinking'"):
+        PromptSet(
+            [row("q", "1")], tokenizer, held_out=0, max_prompt_tokens=99, seed=0, template_variables={"thinking": 1}
+        )
 
 
 def test_the_template_is_applied_once(prompts):

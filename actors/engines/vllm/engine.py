@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -134,6 +135,7 @@ class VllmEngine:
         sampling = request.sampling
         params = SamplingParams(
             temperature=sampling.temperature,
+            **({} if sampling.temperature == 0 else asdict(sampling.truncation)),
             max_tokens=sampling.max_tokens,
             seed=sampling.seed if self._options.per_request_seeds else None,
             stop_token_ids=self._eos,
@@ -144,9 +146,8 @@ class VllmEngine:
         prompt = TokensPrompt(prompt_token_ids=list(request.prompt_token_ids), cache_salt=f"{self._loads}")
         self._spans.start(request.request_id)
         self._running.add(request.request_id)
-        self._engine.add_request(
-            request.request_id, prompt, params, lora_request=LoRARequest(LORA_NAME, LORA_ID, NO_PATH)
-        )
+        lora = LoRARequest(LORA_NAME, LORA_ID, NO_PATH)
+        self._engine.add_request(request.request_id, prompt, params, lora_request=lora)
 
     def _complete(self, sampled: Sampled) -> Completion:
         spans = self._spans.finish(sampled.request_id, self._version, len(sampled.token_ids))
