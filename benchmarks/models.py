@@ -14,40 +14,23 @@ from pathlib import Path
 
 import pyarrow as pa
 import torch
-from bitsandbytes.functional import dequantize_4bit
-from transformers import PreTrainedModel
 
-from actors.engines.base import Engine, EngineOptions
 from actors.engines.registry import ENGINES
-from actors.models.families import FAMILIES, family_of
+from actors.models.families import FAMILIES
 from actors.models.hub import resolve_model
-from actors.models.loading import load_base_model
-from actors.models.lora import FlatLora, LoraArguments, adapter_layout, lora_arguments_of
+from actors.models.lora import FlatLora
 from actors.models.source import ModelSource
-from actors.models.tokenizer import load_tokenizer
-from actors.models.weight_sharing import (
-    BaseWeights,
-    Nf4Weight,
-    SharesWeights,
-    SharingImpossible,
-    build_meta_model,
-    named_base_weights,
-    share_weights,
-)
 from actors.replay.schema import to_batch
 from actors.rollout import RolloutWorker
-from actors.types import Adapter, Group, Prompt, Sampling, Score, Truncation
+from actors.types import Adapter, Group, Prompt, Sampling, Score
 from benchmarks.common import ON_GPU, report, sample_groups
 from benchmarks.family_models import WINDOW, make_family_model
+from benchmarks.model_subject import LONGEST_PROMPT, Subject, engine_options, make_subject
 from conf.errors import UsageError
 from learner.batch import Rollouts
 from learner.minibatches import micro_batches
-from learner.model.attention import NAME
-from learner.model.logprobs import EVERY_TOKEN
-from learner.model.policy import Policy
-from learner.model.supported import check_attention, check_head
 
-GROUP, PROMPT_TOKENS = 4, (70, 3)  # one prompt fills blocks of the prefix cache, one does not
+GROUP, PROMPT_TOKENS = 4, (LONGEST_PROMPT, 3)
 UPDATES = (0.0, 0.05, 0.1)  # scale of the adapter; 0 is the base model
 
 
@@ -67,79 +50,6 @@ class Distances:
     plain_mean: float
     gradient: float
     tokens: int
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What is compared: an engine, a policy, and the model that plain passes are made of. `weights` says whether engine
-    and policy share one copy, or why not."""
-
-    source: ModelSource
-    engine: Engine
-    policy: Policy
-    lora: LoraArguments
-    weights: str
-
-    def plain(self, dtype: torch.dtype, adapter: Adapter) -> FlatLora:
-        """transformers' and PEFT's own model over the policy's weights, in `dtype`."""
-        name = str(dtype).removeprefix("torch.")
-        meta_model = build_meta_model(self.source, dtype=name, trust_remote_code=False)
-        weights = named_base_weights(self.policy.lora.model)
-        if dtype == torch.float32:
-            weights: BaseWeights = {name: _unpacked(weight).float() for name, weight in weights.items()}
-        lora = FlatLora(share_weights(meta_model, weights, device=str(self.policy.device)), **self.lora, seed=0)
-        lora.load(adapter)
-        return lora
-
-
-def _unpacked(weight: torch.Tensor | Nf4Weight) -> torch.Tensor:
-    return dequantize_4bit(weight.packed, weight.state) if isinstance(weight, Nf4Weight) else weight
-
-
-def make_subject(
-    source: ModelSource, options: EngineOptions, *, engine_name: str, truncation: Truncation = EVERY_TOKEN
-) -> Subject:
-    """Build an engine as `options` say and a policy, over one copy of the weights if that is possible."""
-    meta_model = build_meta_model(source, dtype=options.dtype, trust_remote_code=False, attention=NAME)
-    check_attention(meta_model, longest=options.max_model_len)
-    check_head(meta_model)
-    lora: LoraArguments = {"rank": 8, "alpha": 16.0, "target_modules": family_of(meta_model.config).targets}
-    layout = adapter_layout(meta_model, **lora)
-    tokenizer = load_tokenizer(source, chat_template=None, trust_remote_code=False)
-    # Without an end of sequence every answer has its full length.
-    engine = ENGINES[engine_name].build(options, tokenizer, layout=layout, eos_token_ids=())
-    model, origin = _learner_model(source, options, engine, meta_model)
-    policy = Policy(
-        model,
-        lora=lora_arguments_of(layout),
-        seed=0,
-        temperature=1.0,
-        truncation=truncation,
-        logit_chunk_tokens=64,
-        gradient_checkpointing=False,
-    )
-    return Subject(source, engine, policy, lora, origin)
-
-
-def _learner_model(
-    source: ModelSource, options: EngineOptions, engine: Engine, meta_model: PreTrainedModel
-) -> tuple[PreTrainedModel, str]:
-    try:
-        # The simple engine's own forward pass cannot share a model with the learner's adapter.
-        if not isinstance(engine, SharesWeights) or not options.share_weights:
-            raise SharingImpossible("not asked for")
-        weights: BaseWeights = engine.base_weights()
-        return share_weights(meta_model, weights, device=options.device), "shared"
-    except SharingImpossible as reason:
-        model = load_base_model(
-            source,
-            dtype=options.dtype,
-            device=options.device,
-            quantization=options.quantization,
-            trust_remote_code=False,
-            attention=NAME,
-        )
-        return model, str(reason)
 
 
 def compare(subject: Subject, *, vocabulary: int, answer_tokens: int) -> Distances:
@@ -211,29 +121,6 @@ def _plain_logprobs(lora: FlatLora, rollouts: Rollouts) -> torch.Tensor:
         logprobs_TV = lora.model(input_ids=ids[None]).logits[0].float().log_softmax(-1)[start - 1 : -1]
         parts.append(logprobs_TV.gather(1, ids[start:, None])[:, 0])
     return torch.cat(parts)
-
-
-def engine_options(
-    path: str, *, answer_tokens: int, quantization: str = "none", enforce_eager: bool = True
-) -> EngineOptions:
-    """Options of an engine for this comparison on this machine."""
-    return EngineOptions(
-        model_path=path,
-        revision=None,
-        trust_remote_code=False,
-        dtype="bfloat16" if ON_GPU else "float32",
-        quantization=quantization,
-        device="cuda" if ON_GPU else "cpu",
-        threads=torch.get_num_threads(),
-        max_model_len=answer_tokens + 2 * max(PROMPT_TOKENS),
-        max_num_seqs=8,
-        max_num_batched_tokens=4096,
-        kv_cache_bytes=(1 << 30) if ON_GPU else (128 << 20),
-        enforce_eager=enforce_eager,
-        per_request_seeds=True,
-        seed=0,
-        share_weights=True,
-    )
 
 
 def main() -> None:

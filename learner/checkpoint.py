@@ -48,7 +48,10 @@ def save_adapter(folder: Path, adapter: Adapter, *, base_model: str) -> None:
 
 
 def _write_adapter(folder: Path, adapter: Adapter, base_model: str) -> None:
-    target_modules = sorted({entry.module.rsplit(".", 1)[-1] for entry in adapter.layout.entries})
+    modules = sorted({entry.module for entry in adapter.layout.entries})
+    # Beside an image encoder, whose layers have the same names, PEFT needs the whole names.
+    is_part = any(".language_model." in module for module in modules)
+    target_modules = modules if is_part else sorted({module.rsplit(".", 1)[-1] for module in modules})
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",

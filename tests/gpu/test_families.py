@@ -9,7 +9,8 @@ import torch
 from actors.models.families import FAMILIES
 from actors.models.source import ModelSource
 from benchmarks.family_models import WINDOW, make_family_model
-from benchmarks.models import compare, engine_options, make_subject
+from benchmarks.model_subject import engine_options, make_subject
+from benchmarks.models import compare
 from tests.helpers.gpu import NEEDS_GPU
 
 pytestmark = [*NEEDS_GPU, pytest.mark.nightly]

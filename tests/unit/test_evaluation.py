@@ -10,10 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from actors.types import Group, Score
+from actors.types import Group, Score, Truncation
+from conf.compose import load_settings
 from epiphany.report import evaluation, metrics
 from epiphany.report.run_folder import Layout
 from epiphany.report.table import show_evaluations
+from epiphany.sampling import evaluation_sampling, training_sampling
 from tests.helpers.rollouts import group
 
 
@@ -119,3 +121,14 @@ def test_only_evaluations_under_the_same_reward_are_compared():
     assert "before, step 5" in text and "after, step 9" in text
     assert "left out: evaluations under another reward (step 0)" in text
     assert "now, step 9" in shown_evaluations(recorded(0, groups, "math"), recorded(9, groups))
+
+
+def test_evaluations_sample_as_training_does_but_for_what_is_set_apart():
+    same = load_settings("sampling.temperature=0.9", "sampling.top_p=0.8", "sampling.top_k=20")
+    assert evaluation_sampling(same) == training_sampling(same)
+    apart = load_settings(
+        "sampling.top_p=0.8", "evaluation.temperature=0.6", "evaluation.top_p=1", "evaluation.top_k=5"
+    )
+    assert evaluation_sampling(apart) == dataclasses.replace(
+        training_sampling(apart), temperature=0.6, truncation=Truncation(top_k=5)
+    )

@@ -3,12 +3,19 @@
 import pytest
 import torch
 
+from actors.models.families import LogitTransform
 from learner.model.logprobs import token_logprobs
 
 
+def changed(product: torch.Tensor, transform: LogitTransform) -> torch.Tensor:
+    scaled = product * transform.scale
+    return scaled if transform.softcap is None else transform.softcap * torch.tanh(scaled / transform.softcap)
+
+
+@pytest.mark.parametrize("transform", [LogitTransform(), LogitTransform(scale=0.3), LogitTransform(0.5, softcap=1.5)])
 @pytest.mark.parametrize("entropy_requires_grad", [False, True])
 @pytest.mark.parametrize("chunk", [1, 3, 100])
-def test_equals_the_full_log_softmax(chunk: int, entropy_requires_grad: bool):
+def test_equals_the_full_log_softmax(chunk: int, entropy_requires_grad: bool, transform: LogitTransform):
     """With `entropy_requires_grad`, gradients flow through the entropy, too."""
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(7, 5, generator=generator, requires_grad=True)
@@ -17,12 +24,18 @@ def test_equals_the_full_log_softmax(chunk: int, entropy_requires_grad: bool):
     upstream = torch.randn(7, generator=generator)
     entropy_upstream = torch.randn(7, generator=generator) * entropy_requires_grad
 
-    full = (hidden @ head.T / 0.7).log_softmax(-1)
+    full = (changed(hidden @ head.T, transform) / 0.7).log_softmax(-1)
     full_entropy = -(full.exp() * full).sum(-1)
     expected = (full[range(7), targets] * upstream + full_entropy * entropy_upstream).sum()
     (expected_gradient,) = torch.autograd.grad(expected, hidden, retain_graph=True)
     logprobs, entropy = token_logprobs(
-        hidden, head, targets, temperature=0.7, chunk=chunk, entropy_requires_grad=entropy_requires_grad
+        hidden,
+        head,
+        targets,
+        temperature=0.7,
+        chunk=chunk,
+        transform=transform,
+        entropy_requires_grad=entropy_requires_grad,
     )
     (gradient,) = torch.autograd.grad((logprobs * upstream + entropy * entropy_upstream).sum(), hidden)
 

@@ -11,7 +11,8 @@ from actors.rollout import RolloutWorker
 from actors.types import Prompt, Sampling, Truncation
 from benchmarks.common import sample_groups
 from benchmarks.family_models import make_family_model
-from benchmarks.models import engine_options, make_subject, rollouts_of
+from benchmarks.model_subject import engine_options, make_subject
+from benchmarks.models import rollouts_of
 from learner.minibatches import micro_batches
 from learner.model.logprobs import token_logprobs
 
