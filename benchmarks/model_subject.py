@@ -50,9 +50,9 @@ class Subject:
         """transformers' and PEFT's own model over the policy's weights, in `dtype`."""
         name = str(dtype).removeprefix("torch.")
         meta_model = build_meta_model(self.source, dtype=name, trust_remote_code=False)
-        weights = named_base_weights(self.policy.lora.model)
+        weights: BaseWeights = named_base_weights(self.policy.lora.model)
         if dtype == torch.float32:
-            weights: BaseWeights = {name: _unpacked(weight).float() for name, weight in weights.items()}
+            weights = {name: _unpacked(weight).float() for name, weight in weights.items()}
         lora = FlatLora(share_weights(meta_model, weights, device=str(self.policy.device)), **self.lora, seed=0)
         lora.load(adapter)
         return lora

@@ -145,15 +145,18 @@ def main() -> None:
                 enforce_eager=not arguments.compile,
             )
             described = {"model": Path(name).name, "engine": arguments.engine, "quantization": arguments.quantization}
+            subject = None
             try:
                 subject = make_subject(source, options, engine_name=arguments.engine)
                 vocabulary = subject.policy.lora.model.config.get_text_config().vocab_size
                 distances = compare(subject, vocabulary=vocabulary, answer_tokens=arguments.tokens)
             except (UsageError, RuntimeError, ValueError, AttributeError, TypeError) as error:
                 report(benchmark="models", **described, error=f"{type(error).__name__}: {error}"[:300])
-                continue
-            report(benchmark="models", **described, weights=subject.weights, **asdict(distances))
-            subject.engine.close()
+            else:
+                report(benchmark="models", **described, weights=subject.weights, **asdict(distances))
+            finally:
+                if subject is not None:
+                    subject.engine.close()
             del subject
             gc.collect()
             if ON_GPU:

@@ -106,6 +106,8 @@ def _default(setting: Setting) -> str:
             text = str(setting.value).lower()
         case "???":
             return "required"
+        case "":
+            text = '""'
         case list():
             text = f"[{', '.join(map(str, setting.value))}]"
         case float():

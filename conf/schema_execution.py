@@ -79,7 +79,7 @@ class SamplingSettings:
 
 @dataclass
 class EvaluationSettings:
-    """Evaluation on held-out questions: one greedy completion of each, and `samples` that are sampled."""
+    """Evaluation on held-out questions: one greedy completion of each, and `samples` sampled ones."""
 
     every: int = setting(0, "Steps between evaluations. 0: only before and after training.", minimum=0)
     temperature: float | None = setting(

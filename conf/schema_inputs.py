@@ -22,8 +22,8 @@ class LoraSettings:
     target_modules: list[str] | None = field(
         default=None,
         metadata=explained(
-            "The linear layers that get an adapter, by the last part of their names. null: all of a layer's, and in a "
-            "mixture of experts those of attention."
+            "The linear layers that get an adapter, by the last part of their names. null: all that the model's family "
+            "has, and in a mixture of experts those of attention."
         ),
     )
 

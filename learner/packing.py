@@ -83,9 +83,8 @@ class Packing:
     def layout(self) -> StreamLayout:
         columns: list[list[torch.Tensor]] = [[], [], [], []]
         for segment in self.segments:
-            for column, value in zip(
-                columns, (segment.start, segment.prefix_start, segment.prefix_length), strict=False
-            ):
+            starts_and_length = (segment.start, segment.prefix_start, segment.prefix_length)
+            for column, value in zip(columns[:3], starts_and_length, strict=True):
                 column.append(torch.full((segment.length,), value))
             columns[3].append(torch.arange(segment.prefix_length, segment.prefix_length + segment.length))
         return StreamLayout(*(torch.cat(column).to(self.device) for column in columns))

@@ -5,6 +5,7 @@ tokenizers; knows neither engines nor rewards.
 """
 
 import hashlib
+import inspect
 import json
 import random
 import re
@@ -101,6 +102,9 @@ def _split(prompts: list[Prompt], count: int, seed: int) -> tuple[list[Prompt], 
 
 def _check_variables(tokenizer: PreTrainedTokenizerBase, variables: Mapping[str, object]) -> None:
     template = str(tokenizer.chat_template)
+    taken = sorted(variables.keys() & inspect.signature(tokenizer.apply_chat_template).parameters.keys() - {"kwargs"})
+    if taken or "messages" in variables:
+        raise DataError(f"model.chat_template_kwargs: {', '.join(taken) or 'messages'} is not the template's to choose")
     for name in variables:
         if not re.search(rf"\b{re.escape(name)}\b", template):
             raise DataError(f"model.chat_template_kwargs: the model's chat template reads no {name!r}")

@@ -40,7 +40,8 @@ class ModelFamily:
     `has_experts`: a mixture of experts, whose adapter is on attention alone. `has_image_encoder`: only the checkpoint's
     language model is trained and served. `plain_attention` is transformers' implementation that computes all of the
     family's attention. `vllm_names` are parts of module names, as transformers and as vLLM has them. `oldest_vllm` is
-    the first version that was seen to compute the family as transformers does.
+    the first version that was seen to compute the family as transformers does, and `has_fused_kernels` says whether
+    liger-kernel's kernels were.
     """
 
     name: str
@@ -52,6 +53,7 @@ class ModelFamily:
     has_image_encoder: bool = False
     vllm_names: tuple[tuple[str, str], ...] = ()
     oldest_vllm: str = "0.25"
+    has_fused_kernels: bool = True
 
     def fused_name(self, layer: str) -> str | None:
         """The matrix that the linear layer `layer` (the last part of its name) is stacked into, if any."""
@@ -92,23 +94,26 @@ FAMILIES: dict[str, ModelFamily] = {
     "qwen3": ModelFamily("Qwen3"),
     "mistral": ModelFamily("Mistral"),
     "ministral": ModelFamily("Ministral"),
-    "ministral3": ModelFamily("Ministral 3", oldest_vllm="0.32"),
+    "ministral3": ModelFamily("Ministral 3", oldest_vllm="0.32", has_fused_kernels=False),
     # Its checkpoints hold the stacked matrices, so that transformers has them as single layers.
     "phi3": ModelFamily("Phi-3 and Phi-4", ("qkv_proj", "o_proj", "gate_up_proj", "down_proj"), {}),
     "gemma2": ModelFamily("Gemma 2", logits=_softcapped, plain_attention="eager"),
     "gemma3_text": ModelFamily("Gemma 3", logits=_softcapped),
-    "gemma3": ModelFamily("Gemma 3", logits=_softcapped, has_image_encoder=True, vllm_names=LANGUAGE_MODEL),
+    "gemma3": ModelFamily(
+        "Gemma 3", logits=_softcapped, has_image_encoder=True, has_fused_kernels=False, vllm_names=LANGUAGE_MODEL
+    ),
     "smollm3": ModelFamily("SmolLM3"),
     "granite": ModelFamily("Granite", logits=_divided),
     "olmo2": ModelFamily("OLMo 2"),
-    "olmo3": ModelFamily("OLMo 3", oldest_vllm="0.32"),
-    "glm4": ModelFamily("GLM-4", (*ATTENTION, "gate_up_proj", "down_proj"), QKV),
-    "qwen3_moe": ModelFamily("Qwen3 MoE", ATTENTION, has_experts=True),
+    "olmo3": ModelFamily("OLMo 3", oldest_vllm="0.32", has_fused_kernels=False),
+    "glm4": ModelFamily("GLM-4", (*ATTENTION, "gate_up_proj", "down_proj"), QKV, has_fused_kernels=False),
+    "qwen3_moe": ModelFamily("Qwen3 MoE", ATTENTION, has_experts=True, has_fused_kernels=False),
     "gpt_oss": ModelFamily(
         "gpt-oss",
         ATTENTION,
         QKV,
         has_experts=True,
+        has_fused_kernels=False,
         plain_attention="eager",
         vllm_names=((".self_attn.", ".attn."), (".embed_tokens", ".embedding")),
     ),

@@ -36,11 +36,11 @@ def _excluded(scaled_TV: torch.Tensor, truncation: Truncation) -> torch.Tensor:
     if truncation.min_p > 0:
         probabilities_TV = scaled_TV.softmax(1)
         excluded_TV |= probabilities_TV < truncation.min_p * probabilities_TV.amax(1, keepdim=True)
-        scaled_TV = scaled_TV.masked_fill(excluded_TV, EXCLUDED)
+        scaled_TV = scaled_TV.masked_fill(excluded_TV, float("-inf"))
     if 0 < truncation.top_k < scaled_TV.shape[1]:
         lowest_T1 = scaled_TV.topk(truncation.top_k, dim=1).values[:, -1:]
         excluded_TV |= scaled_TV < lowest_T1
-        scaled_TV = scaled_TV.masked_fill(excluded_TV, EXCLUDED)
+        scaled_TV = scaled_TV.masked_fill(excluded_TV, float("-inf"))
     if truncation.top_p < 1:
         ascending_TV, order_TV = scaled_TV.sort(1)
         rest_TV = ascending_TV.softmax(1).cumsum(1) <= 1 - truncation.top_p

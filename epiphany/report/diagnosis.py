@@ -164,11 +164,12 @@ def constant_terms(first: Means, last: Means) -> str | None:
             "nothing. Give partial credit for it in reward.terms, show the form in data.system_prompt, or sample more "
             "answers with algorithm.group_size"
         )
+    always = {name: value for name, value in always.items() if value == 1}
     if always:
         earned = ", ".join(f"{name} ({value:g})" for name, value in always.items())
         return (
-            f"every answer has earned the same of the reward's {earned} in {RECENT} steps, so it teaches nothing more. "
-            "If the other terms of reward.terms do not rise either, use harder prompts"
+            f"every answer has earned all of the reward's {earned} in {RECENT} steps, so it teaches nothing more. If "
+            "the other terms of reward.terms do not rise either, use harder prompts"
         )
     return None
 

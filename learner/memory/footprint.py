@@ -7,7 +7,7 @@ torch 2.11 (benchmarks.memory).
 from dataclasses import dataclass, replace
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from actors.models.families import family_of
 
@@ -55,7 +55,7 @@ class ModelShape:
         return cls(
             layers=config.num_hidden_layers,
             hidden=config.hidden_size,
-            intermediate=config.intermediate_size,
+            intermediate=_intermediate(config),
             queries=config.num_attention_heads * head,
             keys=(config.num_key_value_heads or config.num_attention_heads) * head,
             vocabulary=config.vocab_size,
@@ -103,6 +103,14 @@ class ModelShape:
     def working(self) -> int:
         """Bytes per token that one layer's backward needs beyond what was saved."""
         return VALUE_BYTES * (4 * self.hidden + 3 * self.intermediate)
+
+
+def _intermediate(config: PreTrainedConfig) -> int:
+    """The width of the MLP, of all experts that one token uses."""
+    experts = getattr(config, "num_experts_per_tok", None)
+    if not experts:
+        return config.intermediate_size
+    return experts * (getattr(config, "moe_intermediate_size", None) or config.intermediate_size)
 
 
 @dataclass(frozen=True)

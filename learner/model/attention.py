@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface
 
+from actors.models.source import ModelError
 from learner.model.supported import Probe, check_keywords
 from learner.packing import Packing
 
@@ -64,7 +65,8 @@ def packed_attention(
     Nothing is dropped out. With a Probe for `packing`, the call is recorded and the result is empty. Raises ModelError
     for a keyword that would change the result and is not computed here.
     """
-    keywords["is_causal"] = getattr(module, "is_causal", True)
+    if keywords.get("is_causal") is None:
+        keywords["is_causal"] = getattr(module, "is_causal", True)
     if isinstance(packing, Probe):
         packing.record(keywords)
         return value.new_empty(query.shape[0], query.shape[2], query.shape[1], value.shape[3]), None
@@ -88,6 +90,8 @@ def _varlen(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, scores: Scores
     k, v = k.index_select(0, index.keys), v.index_select(0, index.keys)
     left = -1 if scores.window is None else scores.window - 1
     options: dict[str, object] = {"window_size": (left, 0)} if "window_size" in accepted else {"is_causal": True}
+    if scores.window is not None and "window_size" not in accepted:
+        raise ModelError("this torch's variable-length attention computes no sliding window; install a newer one")
     if q.shape[1] != k.shape[1]:
         if "enable_gqa" in accepted:
             options["enable_gqa"] = True

@@ -24,8 +24,8 @@ def fuse(model: PreTrainedModel) -> str | None:
     from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
 
     apply = MODEL_TYPE_TO_APPLY_LIGER_FN.get(model.config.model_type)
-    if apply is None or family_of(model.config).has_image_encoder:
-        return f"liger-kernel does not support {model.config.model_type} without the rest of the checkpoint"
+    if apply is None or not family_of(model.config).has_fused_kernels:
+        return f"liger-kernel was not seen to compute {model.config.model_type} as transformers does"
     module = sys.modules[type(model).__module__]
     before = dict(vars(module))
     # What liger-kernel does by default for the family, but for the loss.

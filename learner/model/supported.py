@@ -17,8 +17,8 @@ from actors.models.source import ModelError
 # Keywords of an attention call that change neither which keys a query sees nor how they are weighted.
 HARMLESS = frozenset({"position_ids", "cache_position", "use_cache", "output_attentions", "output_hidden_states"})
 LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
-# Rotary embeddings whose frequencies change with the length of a sequence; engine and learner choose them differently.
-ROPE_BY_LENGTH = frozenset({"longrope", "dynamic"})
+# A rotary embedding whose frequencies change at a length; engine and learner choose them differently.
+BY_LENGTH = "longrope"
 
 
 @dataclass
@@ -56,7 +56,7 @@ def check_attention(model: PreTrainedModel, *, longest: int) -> None:
         )
     _check_rotary_embedding(name, config, longest=longest)
     for module in model.modules():
-        if vars(module).get("rope_type") in tuple(ROPE_BY_LENGTH):
+        if vars(module).get("rope_type") == BY_LENGTH:
             vars(module)["rope_type"] = "default"  # no sequence is long enough to change it, so nobody needs to look
     probe = Probe()
     two_tokens = torch.arange(2, device=model.device)[None]
@@ -90,8 +90,12 @@ def _check_rotary_embedding(name: str, config: PreTrainedConfig, *, longest: int
     asked: dict[str, object] = getattr(config, "rope_parameters", None) or {}
     # Some models have one embedding for each type of layer.
     for rope in (asked, *(value for value in asked.values() if isinstance(value, dict))):
+        if rope.get("rope_type") == "dynamic":
+            raise ModelError(
+                f"{name} has a dynamic rotary embedding, which engines compute otherwise; choose another model.path"
+            )
         trained = rope.get("original_max_position_embeddings") or config.max_position_embeddings
-        if rope.get("rope_type") in ROPE_BY_LENGTH and isinstance(trained, int) and longest > trained:
+        if rope.get("rope_type") == BY_LENGTH and isinstance(trained, int) and longest > trained:
             raise ModelError(
                 f"{name} changes its rotary embedding for sequences over {trained} tokens, and engine and learner "
                 f"would not agree when; lower data.max_prompt_tokens or sampling.max_tokens, which allow {longest}"

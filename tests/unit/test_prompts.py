@@ -56,10 +56,11 @@ def test_variables_reach_the_chat_template_and_unknown_ones_are_refused(tokenize
         for thinks in (True, False)
     ]
     assert [text.endswith("<think></think>") for text in texts] == [False, True]
-    with pytest.raises(DataError, match="reads no 'thinking'"):
-        PromptSet(
-            [row("q", "1")], tokenizer, held_out=0, max_prompt_tokens=99, seed=0, template_variables={"thinking": 1}
-        )
+    for name, message in (("thinking", "reads no 'thinking'"), ("add_generation_prompt", "not the template's to")):
+        with pytest.raises(DataError, match=message):
+            PromptSet(
+                [row("q", "1")], tokenizer, held_out=0, max_prompt_tokens=99, seed=0, template_variables={name: 1}
+            )
 
 
 def test_the_template_is_applied_once(prompts):

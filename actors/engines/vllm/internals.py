@@ -130,7 +130,9 @@ class AdapterSlot:
             if layer is None or leaf not in slices:
                 continue
             count = len(layer.lora_a_stacked)
-            if len(slices) == 1 and count > 1 and self._is_whole:
+            if len(slices) == 1 and count > 1:
+                if not self._is_whole:
+                    raise AdapterError(f"vLLM cannot shard {packed} of this model over devices with an adapter")
                 return layer, None
             return layer, slices.index(leaf)
         raise AdapterError(f"the engine has no LoRA layer for {module}; check model.lora.target_modules")
@@ -160,7 +162,9 @@ def base_weights(engine: LLMEngine) -> BaseWeights:
     family = family_of(runner.model_config.hf_config)
     weights: BaseWeights = {}
     for path, module in runner.model.named_modules(remove_duplicate=False):
-        parent, _, leaf = family.name_from_vllm(path.removesuffix(".base_layer")).rpartition(".")
+        # The dot lets a part of a name match at its end, too.
+        name = family.name_from_vllm(path.removesuffix(".base_layer") + ".").removesuffix(".")
+        parent, _, leaf = name.rpartition(".")
         slices = family.fused_projections.get(leaf, (leaf,))
         for kind, parameter in module.named_parameters(recurse=False):
             if parameter.numel() == 0:
