@@ -13,8 +13,12 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
 from actors.models.families import FAMILIES
 from benchmarks.shapes import byte_tokenizer
 
-TEMPLATE = "{% for m in messages %}<s>{{ m['role'] }}: {{ m['content'] }}</s>{% endfor %}<s>assistant: "
+TEMPLATE = (
+    "{% for m in messages %}<s>{{ m['role'] }}: {{ m['content'] }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<s>assistant: {% endif %}"
+)
 WINDOW = 8
+ANSWER_TOKENS = 3 * WINDOW + 6  # an answer that leaves every window
 LAYERS = 4
 COMMON: Mapping[str, object] = {
     "vocab_size": 300,

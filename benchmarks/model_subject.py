@@ -52,13 +52,14 @@ class Subject:
         meta_model = build_meta_model(self.source, dtype=name, trust_remote_code=False)
         weights: BaseWeights = named_base_weights(self.policy.lora.model)
         if dtype == torch.float32:
-            weights = {name: _unpacked(weight).float() for name, weight in weights.items()}
+            weights = {name: unpacked(weight).float() for name, weight in weights.items()}
         lora = FlatLora(share_weights(meta_model, weights, device=str(self.policy.device)), **self.lora, seed=0)
         lora.load(adapter)
         return lora
 
 
-def _unpacked(weight: torch.Tensor | Nf4Weight) -> torch.Tensor:
+def unpacked(weight: torch.Tensor | Nf4Weight) -> torch.Tensor:
+    """A plain weight as it is, one in 4 bits in 16."""
     return dequantize_4bit(weight.packed, weight.state) if isinstance(weight, Nf4Weight) else weight
 
 

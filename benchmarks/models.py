@@ -24,7 +24,7 @@ from actors.replay.schema import to_batch
 from actors.rollout import RolloutWorker
 from actors.types import Adapter, Group, Prompt, Sampling, Score
 from benchmarks.common import ON_GPU, report, sample_groups
-from benchmarks.family_models import WINDOW, make_family_model
+from benchmarks.family_models import ANSWER_TOKENS, make_family_model
 from benchmarks.model_subject import LONGEST_PROMPT, Subject, engine_options, make_subject
 from conf.errors import UsageError
 from learner.batch import Rollouts
@@ -130,7 +130,7 @@ def main() -> None:
     parser.add_argument("--engine", choices=list(ENGINES), default="vllm")
     parser.add_argument("--quantization", choices=["none", "nf4"], default="none")
     parser.add_argument("--compile", action="store_true", help="compile and capture graphs, as a run does on a GPU")
-    parser.add_argument("--tokens", type=int, default=3 * WINDOW + 6)
+    parser.add_argument("--tokens", type=int, default=ANSWER_TOKENS)
     arguments = parser.parse_args()
     for name in [arguments.path] if arguments.path else arguments.families or FAMILIES:
         with tempfile.TemporaryDirectory() as folder:

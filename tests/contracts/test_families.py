@@ -8,12 +8,11 @@ from actors.engines.base import EngineUnavailable
 from actors.engines.registry import choose_engine
 from actors.models.families import FAMILIES
 from actors.models.source import ModelSource
-from benchmarks.family_models import PARTICULARS, WINDOW, make_family_model
+from benchmarks.family_models import ANSWER_TOKENS, PARTICULARS, make_family_model
 from benchmarks.model_subject import engine_options, make_subject
 from benchmarks.models import compare
 
 TOLERANCE = 1e-4
-ANSWER_TOKENS = 3 * WINDOW + 6
 
 
 def engines_of(model_type: str) -> list[str]:

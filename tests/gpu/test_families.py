@@ -8,13 +8,12 @@ import torch
 
 from actors.models.families import FAMILIES
 from actors.models.source import ModelSource
-from benchmarks.family_models import WINDOW, make_family_model
+from benchmarks.family_models import ANSWER_TOKENS, make_family_model
 from benchmarks.model_subject import engine_options, make_subject
 from benchmarks.models import compare
 from tests.helpers.gpu import NEEDS_GPU
 
 pytestmark = [*NEEDS_GPU, pytest.mark.nightly]
-ANSWER_TOKENS = 3 * WINDOW + 6
 PAIRS = [
     (model_type, quantization)
     for model_type, family in FAMILIES.items()

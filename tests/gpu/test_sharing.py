@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 import torch
-from bitsandbytes.functional import dequantize_4bit
 
 from actors.models.loading import load_base_model
 from actors.models.lora import FlatLora, adapter_layout
 from actors.models.source import ModelSource
 from actors.models.tokenizer import end_of_sequence_ids, load_tokenizer
-from actors.models.weight_sharing import Nf4Weight, build_meta_model, named_base_weights, share_weights
+from actors.models.weight_sharing import build_meta_model, named_base_weights, share_weights
 from actors.rollout import RolloutWorker
 from actors.types import Request, Sampling
 from benchmarks.common import sample_groups
+from benchmarks.model_subject import unpacked
 from learner.batch import Rollouts
 from learner.learner import Learner
 from learner.model.attention import NAME
@@ -140,13 +140,9 @@ def errors(learner: Learner, source: ModelSource, rows: Any) -> tuple[float, flo
             parts.append(row.gather(1, ids[start:, None])[:, 0])
         return torch.cat(parts)
 
-    exact = logprobs({name: plain(weight).float() for name, weight in lent.items()}, "float32")
+    exact = logprobs({name: unpacked(weight).float() for name, weight in lent.items()}, "float32")
     sampled = torch.cat([torch.tensor(row, device="cuda") for row in rollouts.behavior_logprobs])
     return float((sampled - exact).abs().mean()), float((logprobs(lent, "bfloat16") - exact).abs().mean())
-
-
-def plain(weight: torch.Tensor | Nf4Weight) -> torch.Tensor:
-    return dequantize_4bit(weight.packed, weight.state) if isinstance(weight, Nf4Weight) else weight
 
 
 def base(source: ModelSource) -> Any:

@@ -5,12 +5,8 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from benchmarks.family_models import TEMPLATE
 from benchmarks.shapes import byte_tokenizer
-
-TEMPLATE = (
-    "{% for m in messages %}<s>{{ m['role'] }}: {{ m['content'] }}</s>{% endfor %}"
-    "{% if add_generation_prompt %}<s>assistant: {% endif %}"
-)
 
 
 def make_tiny_model(folder: Path, *, seed: int = 0, hidden: int = 32) -> Path:
