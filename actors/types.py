@@ -61,12 +61,16 @@ class Truncation:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to draw a completion; temperature 0 is greedy, whatever the truncation."""
+    """How to draw a completion; temperature 0 is greedy, whatever the truncation.
+
+    It ends at the model's end-of-sequence token, at the first of the texts `stop`, or after `max_tokens`.
+    """
 
     temperature: float
     max_tokens: int
     seed: int | None = None
     truncation: Truncation = Truncation()
+    stop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -90,8 +94,8 @@ class VersionSpan:
 class Completion:
     """What the engine sampled for one request.
 
-    `logprobs` (nats, one per token) are those of the distribution that was sampled from. `token_ids` ends with the
-    end-of-sequence token if `finish_reason` is "stop".
+    `logprobs` (nats, one per token) are those of the distribution that was sampled from. If `finish_reason` is "stop",
+    `token_ids` ends with the end-of-sequence token or with the token that completes a stop text; `text` ends with that.
     """
 
     request_id: str

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, cast
 import torch
 
 from actors.engines.base import EngineOptions
-from actors.engines.vllm.engine import VllmEngine, device_arguments
+from actors.engines.vllm.engine import VllmEngine
 from actors.engines.vllm.environment import set_environment
 from actors.engines.vllm.internals import LORA_ID, LORA_NAME, NO_PATH, AdapterSlot, driver_worker, slot_rank
+from actors.engines.vllm.start import device_arguments
 from actors.models.lora import lora_arguments_of
 from actors.types import Adapter, Request, Sampling
 from benchmarks.common import build_engine, new_requests, plan_engine, random_adapter

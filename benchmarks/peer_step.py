@@ -11,102 +11,25 @@ import importlib
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 if sys.argv[1:2] == ["unsloth"]:
     importlib.import_module("unsloth")  # before transformers and TRL, which it changes
 
 from datasets import Dataset
-from transformers import AutoConfig, Trainer, TrainingArguments
+from transformers import AutoConfig
 
-from actors.models.families import FAMILIES
 from actors.models.source import ModelSource
 from actors.models.tokenizer import load_tokenizer
 from benchmarks.coin import coin
 from benchmarks.common import report
 from benchmarks.gpu_memory import MemorySampler, gib_in_use_by_others
-from benchmarks.peers import StepTimes, be_one_process, grpo_config, lora_config
+from benchmarks.peers import TRAINERS, StepTimes, Work, be_one_process
 from benchmarks.step import WARM
 from benchmarks.work import CASES, PROMPT_TOKENS, work_settings
 from conf.schema import Settings
 from rewards.sample import Sample
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a peer trains: `shared` are arguments of its trainer."""
-
-    settings: Settings
-    folder: Path
-    steps: int
-    utilization: float
-    shared: dict[str, object]
-
-    @property
-    def longest(self) -> int:
-        return PROMPT_TOKENS + 32 + self.settings.sampling.max_tokens
-
-
-def trainer_arguments(work: Work, **more: object) -> TrainingArguments:
-    algorithm = work.settings.algorithm
-    return grpo_config(
-        work.settings,
-        work.folder,
-        work.steps,
-        per_device_train_batch_size=algorithm.group_size,
-        gradient_accumulation_steps=algorithm.prompts_per_step,
-        bf16=True,
-        gradient_checkpointing=True,
-        use_vllm=True,
-        **more,
-    )
-
-
-def trl_trainer(work: Work) -> Trainer:
-    from trl import GRPOTrainer
-
-    args = trainer_arguments(
-        work,
-        vllm_mode="colocate",
-        vllm_gpu_memory_utilization=work.utilization,
-        vllm_max_model_length=work.longest,
-    )
-    make_trainer = cast("Callable[..., Trainer]", GRPOTrainer)
-    return make_trainer(
-        model=work.settings.model.path, args=args, peft_config=lora_config(work.settings), **work.shared
-    )
-
-
-def unsloth_trainer(work: Work) -> Trainer:
-    from unsloth import FastLanguageModel
-
-    settings, lora = work.settings, work.settings.model.lora
-    model, tokenizer = FastLanguageModel.from_pretrained(
-        model_name=settings.model.path,
-        max_seq_length=work.longest,
-        load_in_4bit=settings.model.quantization == "nf4",
-        fast_inference=True,
-        max_lora_rank=lora.rank,
-        gpu_memory_utilization=work.utilization,
-    )
-    model = FastLanguageModel.get_peft_model(
-        model,
-        r=lora.rank,
-        target_modules=list(lora.target_modules or FAMILIES["qwen2"].targets),
-        lora_alpha=int(lora.alpha),
-        use_gradient_checkpointing="unsloth",
-        random_state=0,
-    )
-    from trl import GRPOTrainer
-
-    make_trainer = cast("Callable[..., Trainer]", GRPOTrainer)
-    return make_trainer(model=model, args=trainer_arguments(work), **{**work.shared, "processing_class": tokenizer})
-
-
-PEERS = {"trl": trl_trainer, "unsloth": unsloth_trainer}
 
 
 def cache_gib(peer: str, trainer: Any, settings: Settings) -> float:
@@ -128,7 +51,7 @@ def reward(completions: list[str], **_columns: object) -> list[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("peer", choices=list(PEERS))
+    parser.add_argument("peer", choices=list(TRAINERS))
     parser.add_argument("case", choices=[case for case in CASES if case in ("w", "qlora")])
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--utilization", type=float, default=0.12)
@@ -147,7 +70,9 @@ def main() -> None:
             "processing_class": load_tokenizer(source, chat_template=None, trust_remote_code=False),
             "callbacks": [times],
         }
-        trainer = PEERS[arguments.peer](Work(settings, folder, arguments.steps, arguments.utilization, shared))
+        longest = PROMPT_TOKENS + 32 + settings.sampling.max_tokens
+        work = Work(settings, folder, arguments.steps, longest, arguments.utilization, shared)
+        trainer = TRAINERS[arguments.peer](work)
         sampler = MemorySampler()
         trainer.train()
         process_gib = [gib - before for _, gib in sampler.finish()]

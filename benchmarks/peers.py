@@ -1,13 +1,17 @@
-"""What the benchmarks of peers share: TRL's configuration of the same work, and the seconds of each step."""
+"""What the benchmarks of peers share: trainers of the same work by TRL and Unsloth, and the seconds of each step.
+
+Unsloth must be imported before this module is, for it changes transformers and TRL.
+"""
 
 import os
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 from peft import LoraConfig
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from actors.models.families import FAMILIES
 from conf.schema import Settings
@@ -52,8 +56,87 @@ def lora_config(settings: Settings) -> LoraConfig:
     )
 
 
+@dataclass(frozen=True)
+class Work:
+    """What a peer trains, with `shared` arguments of its trainer.
+
+    Its engine gets the share `utilization` of the card, for sequences of up to `longest` tokens. A micro-batch has
+    `micro_batch` completions (None: those of one prompt).
+    """
+
+    settings: Settings
+    folder: Path
+    steps: int
+    longest: int
+    utilization: float
+    shared: dict[str, object]
+    micro_batch: int | None = None
+
+
+def trainer_arguments(work: Work, **more: object) -> TrainingArguments:
+    algorithm = work.settings.algorithm
+    micro_batch = work.micro_batch or algorithm.group_size
+    return grpo_config(
+        work.settings,
+        work.folder,
+        work.steps,
+        per_device_train_batch_size=micro_batch,
+        gradient_accumulation_steps=algorithm.prompts_per_step * algorithm.group_size // micro_batch,
+        bf16=True,
+        gradient_checkpointing=True,
+        use_vllm=True,
+        **more,
+    )
+
+
+def trl_trainer(work: Work) -> Trainer:
+    from trl import GRPOTrainer
+
+    args = trainer_arguments(
+        work,
+        vllm_mode="colocate",
+        vllm_gpu_memory_utilization=work.utilization,
+        vllm_max_model_length=work.longest,
+    )
+    make_trainer = cast("Callable[..., Trainer]", GRPOTrainer)
+    return make_trainer(
+        model=work.settings.model.path, args=args, peft_config=lora_config(work.settings), **work.shared
+    )
+
+
+def unsloth_trainer(work: Work) -> Trainer:
+    from unsloth import FastLanguageModel
+
+    settings, lora = work.settings, work.settings.model.lora
+    model, tokenizer = FastLanguageModel.from_pretrained(
+        model_name=settings.model.path,
+        max_seq_length=work.longest,
+        load_in_4bit=settings.model.quantization == "nf4",
+        fast_inference=True,
+        max_lora_rank=lora.rank,
+        gpu_memory_utilization=work.utilization,
+    )
+    model = FastLanguageModel.get_peft_model(
+        model,
+        r=lora.rank,
+        target_modules=list(lora.target_modules or FAMILIES["qwen2"].targets),
+        lora_alpha=int(lora.alpha),
+        use_gradient_checkpointing="unsloth",
+        random_state=0,
+    )
+    from trl import GRPOTrainer
+
+    make_trainer = cast("Callable[..., Trainer]", GRPOTrainer)
+    return make_trainer(model=model, args=trainer_arguments(work), **{**work.shared, "processing_class": tokenizer})
+
+
+TRAINERS = {"trl": trl_trainer, "unsloth": unsloth_trainer}
+
+
 class StepTimes(TrainerCallback):
-    """Collects step, reward and seconds of each optimizer step, generation and scoring included."""
+    """Collects of each optimizer step its number, reward, mean answer length in tokens, and seconds with generation and
+    scoring.
+    """
 
     def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []
@@ -72,4 +155,11 @@ class StepTimes(TrainerCallback):
     ) -> None:
         if logs and "reward" in logs:
             took = time.monotonic() - self._started
-            self.rows.append({"step": state.global_step, "reward": logs["reward"], "seconds": took})
+            self.rows.append(
+                {
+                    "step": state.global_step,
+                    "reward": logs["reward"],
+                    "tokens": logs["completions/mean_length"],
+                    "seconds": took,
+                }
+            )

@@ -6,12 +6,14 @@ validate.py checks the rules, reference.py prints the explanations. Knows no set
 from collections.abc import Iterator
 from dataclasses import Field, dataclass, field, fields, is_dataclass
 from types import NoneType
-from typing import TYPE_CHECKING, TypeVar, cast, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 Value = TypeVar("Value")
+# Values that a function of somebody else understands; any keys. (OmegaConf has no other type for this.)
+Options = dict[str, Any]
 # The key of the rule in a field's metadata.
 RULE = "rule"
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from conf.facts import ENGINES, SINKS
-from conf.fields import explained, setting
+from conf.fields import Options, explained, setting
 
 
 @dataclass
@@ -74,6 +74,12 @@ class SamplingSettings:
         "The beginning of every answer, such as '<think>': the model continues it, and the reward sees it as a part of "
         "the answer.",
     )
+    stop: list[str] = field(
+        default_factory=list,
+        metadata=explained(
+            "Texts that end an answer, such as '</answer>'. The reward sees the answer with the first of them."
+        ),
+    )
     max_tokens: int = setting(256, "Longest completion, in tokens; longer ones are cut off.", minimum=1)
 
 
@@ -88,6 +94,14 @@ class EvaluationSettings:
     top_k: int | None = setting(None, "The same for top_k. null: sampling.top_k.", minimum=0)
     top_p: float | None = setting(None, "The same for top_p. null: sampling.top_p.", above=0, maximum=1)
     min_p: float | None = setting(None, "The same for min_p. null: sampling.min_p.", minimum=0, below=1)
+    stop: list[str] | None = field(
+        default=None, metadata=explained("The same for stop, in greedy completions, too. null: sampling.stop.")
+    )
+    prefill: str | None = setting(None, "The same for prefill, in greedy completions, too. null: sampling.prefill.")
+    chat_template_kwargs: Options | None = field(
+        default=None,
+        metadata=explained("Variables of the chat template for held-out questions. null: model.chat_template_kwargs."),
+    )
     samples: int = setting(4, "Sampled completions of each question. 0: greedy only.", minimum=0)
     max_prompts: int | None = setting(None, "Questions to use. null: all that are held out.", minimum=1)
 

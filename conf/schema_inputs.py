@@ -1,14 +1,10 @@
 """Settings of what a run starts from: the base model and its adapter, the prompts, and the reward."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from omegaconf import MISSING
 
-from conf.fields import explained, setting
-
-# Values that a reward function or a reasoning-gym task understands; any keys. (OmegaConf has no other type for this.)
-Options = dict[str, Any]
+from conf.fields import Options, explained, setting
 
 
 @dataclass

@@ -23,6 +23,7 @@ def check_settings(settings: Settings) -> None:
         *_algorithm_problems(settings.algorithm),
         *_model_problems(settings.model),
         *_reward_problems(settings.reward.terms),
+        *_stop_problems(settings),
         *_runtime_problems(settings),
         *_gpu_problems(settings),
         *_run_problems(settings.run),
@@ -121,6 +122,12 @@ def _reward_problems(terms: Sequence[TermSettings]) -> Iterator[str]:
         yield "reward.terms is empty: name at least one term, for instance with reward=numeric"
     names = Counter(term.name for term in terms if term.name is not None)
     yield from (f"reward.terms: {count} terms are named {name!r}" for name, count in names.items() if count > 1)
+
+
+def _stop_problems(settings: Settings) -> Iterator[str]:
+    for key, texts in (("sampling.stop", settings.sampling.stop), ("evaluation.stop", settings.evaluation.stop)):
+        if texts is not None and "" in texts:
+            yield f"{key} holds an empty text, which would end every answer at once"
 
 
 def _runtime_problems(settings: Settings) -> Iterator[str]:

@@ -34,6 +34,7 @@ def identity_of_settings(settings: Settings) -> dict[str, object]:
         "sampling.top_k": settings.sampling.top_k,
         "sampling.top_p": settings.sampling.top_p,
         "sampling.min_p": settings.sampling.min_p,
+        "sampling.stop": list(settings.sampling.stop),
         "data.source": settings.data.source,
         "run.seed": settings.run.seed,
         "reward.terms": [

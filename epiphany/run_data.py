@@ -6,11 +6,14 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from actors.data.prompts import PromptSet
+from actors.data.rendering import Rendering
+from actors.engines.stop_strings import StopStrings
 from actors.models.hub import resolve_model
 from actors.models.source import ModelSource
 from actors.models.tokenizer import load_tokenizer
 from conf.schema import Settings
 from epiphany.preflight import Rows
+from epiphany.sampling import evaluation_sampling, training_sampling
 
 
 @dataclass(frozen=True)
@@ -31,9 +34,12 @@ def load_model_source(settings: Settings) -> tuple[ModelSource, PreTrainedTokeni
 
 
 def load_data(settings: Settings, rows: Rows) -> RunData:
-    """Render the rows as prompts."""
-    data = settings.data
+    """Render the rows as prompts. Raises UsageError for what the tokenizer or its chat template cannot do."""
+    data, evaluation = settings.data, settings.evaluation
     source, tokenizer = load_model_source(settings)
+    for sampling in (training_sampling(settings), evaluation_sampling(settings)):
+        StopStrings(sampling.stop, tokenizer)  # refuses what the tokenizer cannot write
+    training = Rendering(settings.sampling.prefill, settings.model.chat_template_kwargs)
     prompts = PromptSet(
         rows.train.rows,
         tokenizer,
@@ -41,8 +47,11 @@ def load_data(settings: Settings, rows: Rows) -> RunData:
         max_prompt_tokens=data.max_prompt_tokens,
         seed=data.seed,
         held_out_rows=None if rows.held_out is None else rows.held_out.rows,
-        prefill=settings.sampling.prefill,
-        template_variables=settings.model.chat_template_kwargs,
+        rendering=training,
+        held_out_rendering=Rendering(
+            training.prefill if evaluation.prefill is None else evaluation.prefill,
+            training.variables if evaluation.chat_template_kwargs is None else evaluation.chat_template_kwargs,
+        ),
     )
     return RunData(prompts, source, tokenizer)
 

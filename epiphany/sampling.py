@@ -7,7 +7,12 @@ from conf.schema import Settings
 def training_sampling(settings: Settings) -> Sampling:
     """How training samples."""
     asked = settings.sampling
-    return Sampling(asked.temperature, asked.max_tokens, truncation=Truncation(asked.top_k, asked.top_p, asked.min_p))
+    return Sampling(
+        asked.temperature,
+        asked.max_tokens,
+        truncation=Truncation(asked.top_k, asked.top_p, asked.min_p),
+        stop=tuple(asked.stop),
+    )
 
 
 def evaluation_sampling(settings: Settings) -> Sampling:
@@ -22,4 +27,5 @@ def evaluation_sampling(settings: Settings) -> Sampling:
             truncation.top_p if asked.top_p is None else asked.top_p,
             truncation.min_p if asked.min_p is None else asked.min_p,
         ),
+        stop=training.stop if asked.stop is None else tuple(asked.stop),
     )

@@ -1,24 +1,23 @@
-"""Prompts: rows rendered by the chat template, split, and put into a seeded order with an exact cursor.
+"""Prompts: rendered rows, split, and put into a seeded order with an exact cursor.
 
 The prompt at an ordinal is a function of (seed, ordinal) alone, so a resumed run needs no state but a number. Knows
 tokenizers; knows neither engines nor rewards.
 """
 
 import hashlib
-import inspect
 import json
 import random
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import cast
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from actors.data.readers import DataError
+from actors.data.rendering import PLAIN, Rendering
 from actors.data.sources import Row
 from actors.types import Prompt
+
+Rendered = tuple[Row, Prompt]
 
 
 class PromptSet:
@@ -26,8 +25,8 @@ class PromptSet:
 
     Held-out prompts are the first `held_out` of `held_out_rows`. Without those, that many questions are set aside, and
     appear in no training row; `overlap` counts the held-out prompts that do. Prompts of over `max_prompt_tokens` tokens
-    are left out and counted in `too_long`. Every prompt ends with `prefill`, and `template_variables` are passed to the
-    chat template. Raises DataError if nothing is left, or if the template does not read one of them.
+    are left out and counted in `too_long`. Held-out rows are rendered by `held_out_rendering`, if there is one. Raises
+    DataError if nothing is left, or if a row cannot be rendered.
     """
 
     def __init__(
@@ -39,31 +38,32 @@ class PromptSet:
         max_prompt_tokens: int,
         seed: int,
         held_out_rows: Sequence[Row] | None = None,
-        prefill: str = "",
-        template_variables: Mapping[str, object] | None = None,
+        rendering: Rendering = PLAIN,
+        held_out_rendering: Rendering | None = None,
     ) -> None:
         self.too_long = 0
-        self._prefill, self._template_variables = prefill, dict(template_variables or {})
-        _check_variables(tokenizer, self._template_variables)
         self._max_prompt_tokens = max_prompt_tokens
-        prompts = self._render_fitting(rows, tokenizer)
+        rendered = self._render_fitting(rows, tokenizer, rendering)
         if held_out_rows is None:
-            held_out_prompts, self._train = _split(prompts, held_out, seed)
+            held_out_rows, train = _split(rendered, held_out, seed)
         else:
-            held_out_prompts = self._render_fitting(held_out_rows, tokenizer)[:held_out]
-            self._train = prompts
-        trained = {p.text for p in self._train}
-        self.overlap = sum(p.text in trained for p in held_out_prompts)
-        self.held_out = [replace(p, ordinal=i, purpose="evaluate") for i, p in enumerate(held_out_prompts)]
+            train = rendered
+        self._train = [prompt for _, prompt in train]
+        evaluated = self._render_fitting(held_out_rows, tokenizer, held_out_rendering or rendering)[:held_out]
+        self.held_out = [replace(p, ordinal=i, purpose="evaluate") for i, (_, p) in enumerate(evaluated)]
+        trained = {_conversation(row) for row, _ in train}
+        self.overlap = sum(_conversation(row) in trained for row, _ in evaluated)
         self._seed = seed
         self._epoch, self._order = -1, list(range(len(self._train)))
 
-    def _render_fitting(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
-        prompts = [_render(row, tokenizer, prefill=self._prefill, variables=self._template_variables) for row in rows]
-        fitting = [p for p in prompts if len(p.token_ids) <= self._max_prompt_tokens]
-        self.too_long += len(prompts) - len(fitting)
-        if not fitting:
-            raise DataError(f"all {len(prompts)} prompts are over data.max_prompt_tokens={self._max_prompt_tokens}")
+    def _render_fitting(
+        self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, rendering: Rendering
+    ) -> list[Rendered]:
+        rendered = list(zip(rows, rendering.render(rows, tokenizer), strict=True))
+        fitting = [(row, prompt) for row, prompt in rendered if len(prompt.token_ids) <= self._max_prompt_tokens]
+        self.too_long += len(rendered) - len(fitting)
+        if rows and not fitting:
+            raise DataError(f"all {len(rendered)} prompts are over data.max_prompt_tokens={self._max_prompt_tokens}")
         return fitting
 
     @property
@@ -87,49 +87,18 @@ class PromptSet:
         return digest.hexdigest()[:16]
 
 
-def _split(prompts: list[Prompt], count: int, seed: int) -> tuple[list[Prompt], list[Prompt]]:
-    """One prompt for each of `count` distinct questions, and every prompt with another question."""
-    questions = list(dict.fromkeys(p.text for p in prompts))
+def _split(rendered: Sequence[Rendered], count: int, seed: int) -> tuple[list[Row], list[Rendered]]:
+    """One row for each of `count` distinct questions, and every row with another question."""
+    questions = list(dict.fromkeys(prompt.text for _, prompt in rendered))
     if count >= len(questions):
         raise DataError(
             f"data.held_out={count} leaves nothing to train on: there are {len(questions)} distinct prompts"
         )
     random.Random(f"split:{seed}").shuffle(questions)
-    first = {p.text: p for p in reversed(prompts)}
+    first = {prompt.text: row for row, prompt in reversed(rendered)}
     chosen = set(questions[:count])
-    return [first[text] for text in questions[:count]], [p for p in prompts if p.text not in chosen]
+    return [first[text] for text in questions[:count]], [(r, p) for r, p in rendered if p.text not in chosen]
 
 
-def _check_variables(tokenizer: PreTrainedTokenizerBase, variables: Mapping[str, object]) -> None:
-    template = str(tokenizer.chat_template)
-    taken = sorted(variables.keys() & inspect.signature(tokenizer.apply_chat_template).parameters.keys() - {"kwargs"})
-    if taken or "messages" in variables:
-        raise DataError(f"model.chat_template_kwargs: {', '.join(taken) or 'messages'} is not the template's to choose")
-    for name in variables:
-        if not re.search(rf"\b{re.escape(name)}\b", template):
-            raise DataError(f"model.chat_template_kwargs: the model's chat template reads no {name!r}")
-
-
-def _render(row: Row, tokenizer: PreTrainedTokenizerBase, *, prefill: str, variables: Mapping[str, object]) -> Prompt:
-    messages = [dict(message) for message in row.messages]
-    try:
-        render = cast("Callable[..., object]", tokenizer.apply_chat_template)
-        rendered = render(messages, add_generation_prompt=True, tokenize=False, **variables)
-    except TemplateError as error:
-        raise DataError(
-            f"the model's chat template refuses the prompt {row.question[:60]!r}: {error}; change the messages, "
-            "data.system_prompt or model.chat_template"
-        ) from error
-    text = str(rendered) + prefill
-    token_ids = cast("list[int]", tokenizer(text, add_special_tokens=False)["input_ids"])
-    return Prompt(
-        ordinal=0,
-        text=text,
-        token_ids=tuple(token_ids),
-        question=row.question,
-        answer=row.answer,
-        task=row.task,
-        metadata=json.dumps(row.metadata),
-        answers=row.answers,
-        prefill=prefill,
-    )
+def _conversation(row: Row) -> str:
+    return json.dumps([dict(message) for message in row.messages])

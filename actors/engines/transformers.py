@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from actors.engines.base import EngineOptions, SpanLog, check_sampled
+from actors.engines.stop_strings import StopStrings
 from actors.models.loading import load_base_model
 from actors.models.lora import FlatLora, LoraArguments, lora_arguments_of
 from actors.models.source import ModelSource
@@ -66,6 +68,7 @@ class TransformersEngine:
         self._model = self._lora.model.eval()
         self._tokenizer = tokenizer
         self._eos = frozenset(eos_token_ids)
+        self._stops = cache(lambda texts: StopStrings(texts, tokenizer))
         self._max_num_seqs = max_num_seqs
         self._version = 0
         self._waiting: deque[Request] = deque()
@@ -105,17 +108,20 @@ class TransformersEngine:
         finished: list[Completion] = []
         for cohort in self._cohorts:
             self._advance(cohort)
-            done = [row for row in cohort.rows if row.is_done(self._eos)]
-            finished += [self._complete(row) for row in done]
-            if done:
-                cohort.keep([i for i, row in enumerate(cohort.rows) if not row.is_done(self._eos)])
+            reasons = [row.finish_reason(self._eos) for row in cohort.rows]
+            finished += [
+                self._complete(row, reason) for row, reason in zip(cohort.rows, reasons, strict=True) if reason
+            ]
+            if any(reasons):
+                cohort.keep([i for i, reason in enumerate(reasons) if reason is None])
         self._cohorts = [cohort for cohort in self._cohorts if cohort.rows]
         return finished
 
     def _start_waiting(self) -> None:
         count = min(len(self._waiting), self._max_num_seqs - self._running)
         if count > 0:
-            rows = [_Row.start(self._waiting.popleft(), self._model.device) for _ in range(count)]
+            requests = [self._waiting.popleft() for _ in range(count)]
+            rows = [_Row.start(r, self._stops(r.sampling.stop), self._model.device) for r in requests]
             for row in rows:
                 self._spans.start(row.request.request_id)
             self._cohorts.append(_Cohort.start(rows, self._model.device))
@@ -137,15 +143,14 @@ class TransformersEngine:
         cohort.input_ids = torch.tensor([[row.token_ids[-1]] for row in cohort.rows], device=self._model.device)
         cohort.mask = torch.cat([cohort.mask, cohort.mask.new_ones(len(cohort.rows), 1)], dim=1)
 
-    def _complete(self, row: _Row) -> Completion:
-        stopped = row.token_ids[-1] in self._eos
+    def _complete(self, row: _Row, finish_reason: str) -> Completion:
         spans = self._spans.finish(row.request.request_id, self._version, len(row.token_ids))
         return Completion(
             request_id=row.request.request_id,
             token_ids=tuple(row.token_ids),
             logprobs=tuple(row.logprobs),
-            text=str(self._tokenizer.decode(row.token_ids, skip_special_tokens=True)),
-            finish_reason="stop" if stopped else "length",
+            text=row.stops.cut(str(self._tokenizer.decode(row.token_ids, skip_special_tokens=True))),
+            finish_reason=finish_reason,
             version_spans=tuple(VersionSpan(*span) for span in spans),
         )
 
@@ -153,18 +158,19 @@ class TransformersEngine:
 @dataclass
 class _Row:
     request: Request
+    stops: StopStrings
     token_ids: list[int]
     logprobs: list[float]
     generator: torch.Generator
 
     @classmethod
-    def start(cls, request: Request, device: torch.device) -> _Row:
+    def start(cls, request: Request, stops: StopStrings, device: torch.device) -> _Row:
         generator = torch.Generator(device)
         if request.sampling.seed is not None:
             generator.manual_seed(request.sampling.seed)
         else:
             generator.seed()
-        return cls(request, [], [], generator)
+        return cls(request, stops, [], [], generator)
 
     def sample(self, logits_V: torch.Tensor) -> None:
         temperature = self.request.sampling.temperature
@@ -178,8 +184,12 @@ class _Row:
         self.token_ids.append(token)
         self.logprobs.append(float(logprobs_V[token]))
 
-    def is_done(self, eos: frozenset[int]) -> bool:
-        return self.token_ids[-1] in eos or len(self.token_ids) >= self.request.sampling.max_tokens
+    def finish_reason(self, eos: frozenset[int]) -> str | None:
+        """Why the row is done; None if it is not."""
+        last = self.token_ids[-1]
+        if last in eos or last in self.stops.token_ids or self.stops.ends(self.token_ids):
+            return "stop"
+        return "length" if len(self.token_ids) >= self.request.sampling.max_tokens else None
 
 
 @dataclass

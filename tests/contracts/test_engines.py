@@ -58,6 +58,25 @@ def test_unfinished_sequences_survive_an_update_and_their_rows_say_so(bench: Ben
     assert all(sum(n for _, n in spans[c.request_id]) == len(c.token_ids) for c in done)
 
 
+@pytest.mark.parametrize("name", ["oracle", "vllm", "sharded"])
+def test_a_stop_text_ends_a_completion_in_the_middle(name: str, request: pytest.FixtureRequest):
+    """The rest of the batch goes on, and what ended is the beginning of what would have been sampled without it."""
+    bench: Bench = request.getfixturevalue(name)
+    bench.engine.load_adapter(bench.adapter(1))
+    whole = bench.sample(temperature=0.0, tokens=12, count=1)[0]
+    prefixes = [bench.tokenizer.decode(whole.token_ids[:count]) for count in range(13)]
+    stop = prefixes[5].removeprefix(prefixes[3])  # two tokens long
+    assert len(stop) > 1 and stop not in prefixes[4]
+    sampling = [Sampling(0.0, 12, stop=(stop,)), Sampling(0.0, 12), Sampling(0.0, 12, stop=("<|im_end|>", "\0"))]
+    requests = [Request(f"s/{i}", bench.tokens("What is 2 + 2?"), s) for i, s in enumerate(sampling)]
+    bench.engine.submit(requests)
+    stopped, *others = sorted(bench.finish(), key=lambda c: c.request_id)
+    assert [c.token_ids for c in others] == [whole.token_ids] * 2
+    assert (stopped.token_ids, stopped.text, stopped.finish_reason) == (whole.token_ids[:5], prefixes[5], "stop")
+    assert stopped.logprobs == pytest.approx(whole.logprobs[:5], abs=1e-4)
+    assert [(span.version, span.count) for span in stopped.version_spans] == [(1, 5)]
+
+
 @pytest.mark.parametrize("damage", ["nan", "short"])
 def test_refuses_a_bad_adapter_and_keeps_the_old_one(bench: Bench, damage: str):
     good = bench.adapter(1, seed=1)

@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
+from actors.data import rendering
 from actors.data.prompts import PromptSet
 from actors.data.readers import DataError
+from actors.data.rendering import Rendering
 from actors.data.sources import Row
 from actors.types import Completion, Trajectory
 
@@ -34,7 +36,7 @@ def prompts(tiny_model: Path):
 
 def test_an_answer_may_begin_with_a_given_text(tokenizer: Any):
     rows = [row("q", "1"), row("p", "1")]
-    prompt = PromptSet(rows, tokenizer, held_out=1, max_prompt_tokens=99, seed=0, prefill="<think>").at(0)
+    prompt = PromptSet(rows, tokenizer, held_out=1, max_prompt_tokens=99, seed=0, rendering=Rendering("<think>")).at(0)
     assert prompt.text.endswith("assistant: <think>") and prompt.prefill == "<think>"
     completion = Completion("a", (1,), (0.0,), "so</think>", "stop", ())
     assert Trajectory.single_turn(completion, prefill=prompt.prefill).text == "<think>so</think>"
@@ -49,7 +51,7 @@ def test_variables_reach_the_chat_template_and_unknown_ones_are_refused(tokenize
             held_out=1,
             max_prompt_tokens=99,
             seed=0,
-            template_variables={"enable_thinking": thinks},
+            rendering=Rendering(variables={"enable_thinking": thinks}),
         )
         .at(0)
         .text
@@ -59,7 +61,12 @@ def test_variables_reach_the_chat_template_and_unknown_ones_are_refused(tokenize
     for name, message in (("thinking", "reads no 'thinking'"), ("add_generation_prompt", "not the template's to")):
         with pytest.raises(DataError, match=message):
             PromptSet(
-                [row("q", "1")], tokenizer, held_out=0, max_prompt_tokens=99, seed=0, template_variables={name: 1}
+                [row("q", "1")],
+                tokenizer,
+                held_out=0,
+                max_prompt_tokens=99,
+                seed=0,
+                rendering=Rendering(variables={name: 1}),
             )
 
 
@@ -112,6 +119,34 @@ def test_a_chat_template_that_refuses_the_messages_says_so(tiny_model: Path):
     tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
     with pytest.raises(DataError, match=r"System role not supported; change the messages, data.system_prompt"):
         PromptSet([row("q", "1")], tokenizer, held_out=0, max_prompt_tokens=100, seed=0)
+
+
+def test_a_chat_template_that_does_not_end_is_refused(tokenizer: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(rendering, "TEMPLATE_SECONDS", 0.05)
+    tokenizer.chat_template = "{% for i in range(2000) %}{% for j in range(1000) %}{% endfor %}{% endfor %}"
+    with pytest.raises(DataError, match="does not end within"):
+        PromptSet([row("q", "1")], tokenizer, held_out=0, max_prompt_tokens=100, seed=0)
+
+
+def test_a_chat_template_that_computes_nonsense_says_so(tokenizer: Any):
+    tokenizer.chat_template = "{% for i in range(10 ** 9) %}{% endfor %}"  # over what Jinja's sandbox lets through
+    with pytest.raises(DataError, match="refuses the prompt"):
+        PromptSet([row("q", "1")], tokenizer, held_out=0, max_prompt_tokens=100, seed=0)
+
+
+def test_held_out_prompts_may_be_rendered_in_their_own_way(tokenizer: Any):
+    prompt_set = PromptSet(
+        [row("q", "1"), row("p", "1")],
+        tokenizer,
+        held_out=1,
+        max_prompt_tokens=99,
+        seed=0,
+        rendering=Rendering("<think>"),
+        held_out_rendering=Rendering("So"),
+    )
+    assert prompt_set.at(0).prefill == "<think>"
+    assert [(p.prefill, p.text.endswith("So")) for p in prompt_set.held_out] == [("So", True)]
+    assert prompt_set.held_out[0].question != prompt_set.at(0).question
 
 
 def test_prompts_carry_all_answers_and_their_fingerprint_tells_them(tiny_model: Path):

@@ -6,7 +6,7 @@ workers. Knows nothing of training.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from actors.engines.base import AdapterError, check_adapter
+from actors.engines.stop_strings import StopStrings
 from actors.engines.vllm.interfaces import (
     DeviceWorker,
     EngineCore,
@@ -219,20 +220,25 @@ class Outputs:
         self._processor = engine.output_processor
         self._parts: dict[str, tuple[list[int], list[np.ndarray]]] = {}
 
-    def step(self) -> list[Sampled]:
-        """One step of the engine; the requests that it finished."""
+    def step(self, stops: Mapping[str, StopStrings]) -> list[Sampled]:
+        """One step of the engine; the requests that it finished. `stops` are those of each request that runs."""
         finished = []
         for output in self._core.get_output().outputs:
+            state = self._processor.request_states.get(output.request_id)
+            if state is None:  # it ended with a stop text while this step was under way
+                continue
             token_ids, logprobs = self._parts.setdefault(output.request_id, ([], []))
             if output.new_token_ids:
                 token_ids += output.new_token_ids
                 logprobs.append(output.new_logprobs.logprobs)  # type: ignore[union-attr] - every request asks for them
-            if output.finish_reason is not None:
+            reason = output.finish_reason
+            if stops[state.external_req_id].ends(token_ids):
+                if reason is None:
+                    self._core.abort_requests([output.request_id])
+                reason = "stop"
+            if reason is not None:
                 del self._parts[output.request_id]
-                state = self._processor.request_states[output.request_id]
                 self._processor._finish_request(state)
                 sampled = np.concatenate(logprobs)[: len(token_ids), 0].tolist()
-                finished.append(
-                    Sampled(state.external_req_id, tuple(token_ids), tuple(sampled), str(output.finish_reason))
-                )
+                finished.append(Sampled(state.external_req_id, tuple(token_ids), tuple(sampled), str(reason)))
         return finished

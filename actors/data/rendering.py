@@ -1,0 +1,89 @@
+"""A row as a prompt: its messages in the model's chat template, as tokens. Knows tokenizers; knows no order of rows."""
+
+import inspect
+import json
+import re
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import cast
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from actors.data.readers import DataError
+from actors.data.sources import Row
+from actors.types import Prompt
+
+TEMPLATE_SECONDS = 20.0  # for the first prompt; a template takes milliseconds
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """How rows become prompts: `variables` are passed to the chat template, and every prompt ends with `prefill`."""
+
+    prefill: str = ""
+    variables: Mapping[str, object] = field(default_factory=dict)
+
+    def render(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
+        """The prompt of each row, with ordinal 0.
+
+        Raises DataError if the chat template does not read one of the variables, refuses a row or does not end.
+        """
+        if not rows:
+            return []
+        self._check_variables(tokenizer)
+        first: list[Prompt | DataError] = []
+        # A loop in a template cannot be stopped, but a daemon thread is left behind when the process ends.
+        thread = threading.Thread(target=lambda: first.append(self._try(rows[0], tokenizer)), daemon=True)
+        thread.start()
+        thread.join(TEMPLATE_SECONDS)
+        if not first:
+            raise DataError(
+                f"the model's chat template does not end within {TEMPLATE_SECONDS:.0f} s; set model.chat_template"
+            )
+        if isinstance(first[0], DataError):
+            raise first[0]
+        return [first[0], *(self._prompt(row, tokenizer) for row in rows[1:])]
+
+    def _check_variables(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        template, names = str(tokenizer.chat_template), self.variables.keys()
+        taken = sorted(names & inspect.signature(tokenizer.apply_chat_template).parameters.keys() - {"kwargs"})
+        if taken or "messages" in names:
+            raise DataError(f"chat_template_kwargs: {', '.join(taken) or 'messages'} is not the template's to choose")
+        for name in names:
+            if not re.search(rf"\b{re.escape(name)}\b", template):
+                raise DataError(f"chat_template_kwargs: the model's chat template reads no {name!r}")
+
+    def _try(self, row: Row, tokenizer: PreTrainedTokenizerBase) -> Prompt | DataError:
+        try:
+            return self._prompt(row, tokenizer)
+        except DataError as error:
+            return error
+
+    def _prompt(self, row: Row, tokenizer: PreTrainedTokenizerBase) -> Prompt:
+        messages = [dict(message) for message in row.messages]
+        try:
+            render = cast("Callable[..., object]", tokenizer.apply_chat_template)
+            rendered = render(messages, add_generation_prompt=True, tokenize=False, **self.variables)
+        except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:  # what Jinja lets through
+            raise DataError(
+                f"the model's chat template refuses the prompt {row.question[:60]!r}: {error}; change the messages, "
+                "data.system_prompt or model.chat_template"
+            ) from error
+        text = str(rendered) + self.prefill
+        token_ids = cast("list[int]", tokenizer(text, add_special_tokens=False)["input_ids"])
+        return Prompt(
+            ordinal=0,
+            text=text,
+            token_ids=tuple(token_ids),
+            question=row.question,
+            answer=row.answer,
+            task=row.task,
+            metadata=json.dumps(row.metadata),
+            answers=row.answers,
+            prefill=self.prefill,
+        )
+
+
+PLAIN = Rendering()
