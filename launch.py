@@ -29,6 +29,8 @@ SWEPT: list[Path] = []  # the run folders of this process's sweep
 def train(trainer: Trainer, stop: Stop) -> None:
     """Train until `run.steps` steps are done or a signal asks to stop."""
     settings = trainer.settings
+    # Warm up: supervised steps on demonstrations, if warmup.steps asks for them.
+    trainer.warm_up()
     while trainer.version < settings.run.steps and not stop:
         # Sample: start groups for the version in training, and for each version that may lag behind it.
         trainer.sample(trainer.free_slots())

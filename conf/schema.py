@@ -19,7 +19,13 @@ from conf.schema_execution import (
     SamplingSettings,
 )
 from conf.schema_inputs import DataSettings, LoraSettings, ModelSettings, RewardSettings, TermSettings
-from conf.schema_training import AlgorithmSettings, LearnerSettings, OnlineDPOSettings, PPOSettings
+from conf.schema_training import (
+    AlgorithmSettings,
+    LearnerSettings,
+    OnlineDPOSettings,
+    PPOSettings,
+    WarmupSettings,
+)
 
 __all__ = [
     "GROUPS",
@@ -39,6 +45,7 @@ __all__ = [
     "SamplingSettings",
     "Settings",
     "TermSettings",
+    "WarmupSettings",
     "register",
 ]
 
@@ -52,6 +59,7 @@ class Settings:
     model: ModelSettings = field(default_factory=ModelSettings)
     data: DataSettings = field(default_factory=DataSettings)
     reward: RewardSettings = field(default_factory=RewardSettings)
+    warmup: WarmupSettings = field(default_factory=WarmupSettings)
     algorithm: AlgorithmSettings = field(default_factory=AlgorithmSettings)
     learner: LearnerSettings = field(default_factory=LearnerSettings)
     engine: EngineSettings = field(default_factory=EngineSettings)

@@ -110,6 +110,20 @@ class AlgorithmSettings:
 
 
 @dataclass
+class WarmupSettings:
+    """Supervised fine-tuning on demonstrations before the first rollout, for a form that the model never writes."""
+
+    steps: int = setting(0, "Optimizer steps. 0: none.", minimum=0)
+    column: str | None = setting(
+        None,
+        "Column of the training rows with demonstrations: whole answers, as the model should write them. null: eight "
+        "built-in ones, in the form <think>...</think><answer>...</answer>.",
+    )
+    demonstrations_per_step: int = setting(8, "Demonstrations in the batch of a step.", minimum=1)
+    learning_rate: float = setting(1e-4, "Learning rate.", above=0)
+
+
+@dataclass
 class LearnerSettings:
     """The optimizer step."""
 

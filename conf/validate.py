@@ -13,7 +13,7 @@ from dataclasses import replace
 from conf.errors import UsageError
 from conf.facts import ALGORITHMS, readers
 from conf.fields import Setting, walk
-from conf.schema import AlgorithmSettings, ModelSettings, RunSettings, Settings, TermSettings
+from conf.schema import AlgorithmSettings, ModelSettings, RunSettings, Settings, TermSettings, WarmupSettings
 
 
 def check_settings(settings: Settings) -> None:
@@ -24,6 +24,7 @@ def check_settings(settings: Settings) -> None:
         *_model_problems(settings.model),
         *_reward_problems(settings.reward.terms),
         *_stop_problems(settings),
+        *_unread_warmup(settings),
         *_runtime_problems(settings),
         *_gpu_problems(settings),
         *_run_problems(settings.run),
@@ -72,6 +73,8 @@ def _field_problems(setting: Setting) -> Iterator[str]:
 
 
 def _algorithm_problems(algorithm: AlgorithmSettings) -> Iterator[str]:
+    if algorithm.name == "sft":
+        yield "algorithm.name=sft: supervised fine-tuning comes before the run, with warmup.steps"
     yield from _unread_settings(algorithm)
     if algorithm.minibatches > algorithm.prompts_per_step:
         yield (
@@ -122,6 +125,15 @@ def _reward_problems(terms: Sequence[TermSettings]) -> Iterator[str]:
         yield "reward.terms is empty: name at least one term, for instance with reward=numeric"
     names = Counter(term.name for term in terms if term.name is not None)
     yield from (f"reward.terms: {count} terms are named {name!r}" for name, count in names.items() if count > 1)
+
+
+def _unread_warmup(settings: Settings) -> Iterator[str]:
+    """Settings of a warm-up that does not take place."""
+    if settings.warmup.steps:
+        return
+    for changed, default in zip(walk(settings.warmup), walk(WarmupSettings()), strict=True):
+        if changed.value != default.value:
+            yield f"warmup.{changed.key}={changed.value}: nothing reads this unless warmup.steps is over 0"
 
 
 def _stop_problems(settings: Settings) -> Iterator[str]:

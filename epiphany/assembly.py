@@ -32,6 +32,7 @@ from epiphany.run_data import RunData, describe_data, load_data, load_model_sour
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from actors.data.demonstrations import Demonstrations
     from actors.data.prompts import PromptSet
     from actors.models.source import ModelSource
     from epiphany.run_plan import RunPlan
@@ -54,6 +55,7 @@ class StartedRun:
     pipeline: Pipeline
     learners: "LearnerGroup"
     prompts: "PromptSet"
+    demonstrations: "Demonstrations | None"
     base_model: str
     identity: Mapping[str, object]
     reward_fingerprint: str
@@ -134,6 +136,7 @@ def start_run(
         pipeline=pipeline,
         learners=learners,
         prompts=data.prompts,
+        demonstrations=data.demonstrations,
         base_model=data.source.path,
         identity=now.identity,
         reward_fingerprint=reward_fingerprint(settings, now.files),
@@ -193,7 +196,7 @@ def make_learner(
     Raises UsageError if the driver's `mark` in the run folder is not to be seen from here: checkpoints would be written
     to another disk, and a resumed run would not find them.
     """
-    from epiphany.learner_factory import make_learner_of_plan
+    from epiphany.learner_factory import assemble_supervised_learner, make_learner_of_plan
     from epiphany.run_plan import apply_limits, plan_run
     from learner.parallel.worker import LearnerWorker
 
@@ -210,8 +213,12 @@ def make_learner(
         apply_limits(plan)
         notes = [f"the learner is on {plan.device.kind} in {plan.device.dtype}", *plan.memory]
     learner, weights = make_learner_of_plan(settings, plan, engine=engine)
+    micro_batch_tokens = plan.way.micro_batch_tokens
     return LearnerWorker(
         learner,
+        make_supervised=lambda: assemble_supervised_learner(
+            settings, learner.policy, micro_batch_tokens=micro_batch_tokens
+        ),
         ranks=ranks,
         checkpoints=checkpoints,
         base_model=settings.model.path,

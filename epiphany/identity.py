@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from conf.errors import disk_errors
+from conf.fields import walk
 from conf.schema import Settings
 from conf.validate import named_terms
 from epiphany.report.run_folder import Layout, check_identity, read_settings
@@ -37,6 +38,7 @@ def identity_of_settings(settings: Settings) -> dict[str, object]:
         "sampling.stop": list(settings.sampling.stop),
         "data.source": settings.data.source,
         "run.seed": settings.run.seed,
+        **{f"warmup.{setting.key}": setting.value for setting in walk(settings.warmup)},
         "reward.terms": [
             f"{term.weight:g} x {term.name} = {term.fn} {dict(term.options) or ''}".strip()
             for term in named_terms(settings.reward.terms)

@@ -6,11 +6,11 @@ from actors.engines.base import Engine
 from actors.models.loading import check_finite, load_base_model
 from actors.models.lora import lora_arguments_of
 from actors.models.weight_sharing import SharesWeights, SharingImpossible, share_weights
-from conf.schema import Settings
+from conf.schema import LearnerSettings, Settings
 from conf.validate import named_terms
 from epiphany.run_plan import RunPlan
 from epiphany.sampling import training_sampling
-from learner.algorithms.table import make_algorithm
+from learner.algorithms.table import make_algorithm, supervised
 from learner.learner import Learner
 from learner.model.attention import NAME
 from learner.model.critic import Critic
@@ -41,20 +41,13 @@ def assemble_learner(settings: Settings, policy: Policy, *, micro_batch_tokens: 
     weights = {str(term.name): term.weight for term in named_terms(settings.reward.terms)}
     algorithm = make_algorithm(settings.algorithm, max_tokens=settings.sampling.max_tokens, term_weights=weights)
     asked, ppo = settings.learner, settings.algorithm.ppo
-    optimizer = Optimizer(
-        policy.lora.flat,
-        kind=asked.optimizer,
-        learning_rate=asked.learning_rate,
-        betas=(asked.adam_beta1, asked.adam_beta2),
-        weight_decay=asked.weight_decay,
-        max_grad_norm=asked.max_grad_norm,
-        schedule=Schedule(
-            kind=asked.schedule,
-            warmup_steps=asked.warmup_steps,
-            min_lr_ratio=asked.min_lr_ratio,
-            steps=settings.run.steps,
-        ),
+    schedule = Schedule(
+        kind=asked.schedule,
+        warmup_steps=asked.warmup_steps,
+        min_lr_ratio=asked.min_lr_ratio,
+        steps=settings.run.steps,
     )
+    optimizer = _make_optimizer(asked, policy, learning_rate=asked.learning_rate, schedule=schedule)
     critic = None
     if algorithm.has_critic:
         critic = Critic(
@@ -64,6 +57,28 @@ def assemble_learner(settings: Settings, policy: Policy, *, micro_batch_tokens: 
             device=policy.device,
         )
     return Learner(policy, algorithm, optimizer=optimizer, micro_batch_tokens=micro_batch_tokens, critic=critic)
+
+
+def assemble_supervised_learner(settings: Settings, policy: Policy, *, micro_batch_tokens: int) -> Learner:
+    """A learner that warms up `policy`, with an optimizer of its own."""
+    schedule = Schedule(kind="constant", warmup_steps=0, min_lr_ratio=0.0, steps=settings.warmup.steps)
+    optimizer = _make_optimizer(
+        settings.learner, policy, learning_rate=settings.warmup.learning_rate, schedule=schedule
+    )
+    algorithm = supervised(max_tokens=settings.sampling.max_tokens)
+    return Learner(policy, algorithm, optimizer=optimizer, micro_batch_tokens=micro_batch_tokens)
+
+
+def _make_optimizer(asked: LearnerSettings, policy: Policy, *, learning_rate: float, schedule: Schedule) -> Optimizer:
+    return Optimizer(
+        policy.lora.flat,
+        kind=asked.optimizer,
+        learning_rate=learning_rate,
+        betas=(asked.adam_beta1, asked.adam_beta2),
+        weight_decay=asked.weight_decay,
+        max_grad_norm=asked.max_grad_norm,
+        schedule=schedule,
+    )
 
 
 def _base_model(settings: Settings, plan: RunPlan, engine: Engine | None) -> tuple[PreTrainedModel, str]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 
+from actors.data.demonstrations import COLUMN, built_in_rows, demonstration_text
 from actors.data.readers import DataError
 from actors.data.sources import Loaded, Row, load_rows
 from actors.reward import RewardWorker
@@ -21,6 +22,7 @@ from rewards.correctness import plain_number
 from rewards.sample import Sample
 
 CHECKED_ANSWERS = 64  # of each source, spread evenly over its rows
+DEMONSTRATIONS = 8  # of the warm-up that are scored
 CHECK_SECONDS = 5.0  # after which no other answer is scored
 TOLERATED_SHARE = 0.1  # of the reference answers that were scored
 
@@ -84,7 +86,7 @@ def read_rows(settings: Settings) -> Rows:
             split=data.split,
             prompt_column=data.prompt_column,
             answer_column=data.answer_column,
-            system_prompt=settings.reward.system_prompt if data.system_prompt is None else data.system_prompt,
+            system_prompt=system_prompt_of(settings),
             max_bad_rows=data.max_bad_rows,
             seed=data.seed,
         )
@@ -93,6 +95,12 @@ def read_rows(settings: Settings) -> Rows:
     if data.held_out_source is not None:
         held_out = load(data.held_out_source, {**data.task, **data.held_out_task})
     return Rows(load(data.source, data.task), held_out)
+
+
+def system_prompt_of(settings: Settings) -> str | None:
+    """The system message of every prompt; None or an empty text for none."""
+    asked = settings.data.system_prompt
+    return settings.reward.system_prompt if asked is None else asked
 
 
 def make_reward(settings: Settings, log: Path | None) -> RewardWorker:
@@ -118,6 +126,8 @@ def check_reward(settings: Settings, rows: Rows, note: Callable[[str], None], *,
     try:
         deadline = monotonic() + CHECK_SECONDS
         scored = [list(_score_reference_answers(worker, source, deadline)) for source in sources]
+        if settings.warmup.steps:
+            note(_check_demonstrations(settings, rows, worker))
     finally:
         worker.close()
     for answers in filter(None, scored):
@@ -140,6 +150,30 @@ def _score_reference_answers(worker: RewardWorker, source: Loaded, deadline: flo
         yield ScoredAnswer(row, completion, worker.score_sample(sample), max_score)
 
 
+def demonstration_rows(settings: Settings, training_rows: Sequence[Row]) -> Sequence[Row]:
+    """The rows whose demonstrations the warm-up trains on."""
+    return training_rows if settings.warmup.column else built_in_rows(system_prompt_of(settings))
+
+
+def _check_demonstrations(settings: Settings, rows: Rows, worker: RewardWorker) -> str:
+    """Score some demonstrations; a line for the user. Raises DataError if built-in ones do not get the full score."""
+    column = settings.warmup.column or COLUMN
+    shown = [row for row in demonstration_rows(settings, rows.train.rows) if demonstration_text(row, column)]
+    if not shown:
+        raise DataError(f"warmup.column={column}: no training row has a demonstration there")
+    scored = []
+    for row in _spread(shown)[:DEMONSTRATIONS]:
+        text, (_, max_score) = demonstration_text(row, column) or "", worker.reference_completion("")
+        sample = Sample(row.question, text, row.answer, row.task, metadata=row.metadata, answers=row.answers)
+        scored.append(ScoredAnswer(row, text, worker.score_sample(sample), max_score))
+    if settings.warmup.column is None and not all(answer.is_full for answer in scored):
+        raise DataError(
+            f"warmup.steps: the built-in demonstrations, such as {scored[0].completion!r}, do not get the full score "
+            "of this reward; name a column with others in warmup.column"
+        )
+    return _scores_line(scored, "demonstration")
+
+
 def _spread(rows: Sequence[Row]) -> list[Row]:
     """At most CHECKED_ANSWERS of the rows, evenly spread: the first one, then in an order that skips back and forth, so
     that the first few of them are spread, too.
@@ -149,13 +183,13 @@ def _spread(rows: Sequence[Row]) -> list[Row]:
     return [*even[::8], *(row for start in range(1, 8) for row in even[start::8])]
 
 
-def _scores_line(answers: Sequence[ScoredAnswer]) -> str:
+def _scores_line(answers: Sequence[ScoredAnswer], kind: str = "reference answer") -> str:
     rewards = [answer.score.reward for answer in answers if answer.score.reward is not None]
     first = answers[0]
     if len(answers) == 1:
-        what = f"the reference answer {first.completion!r} scores"
+        what = f"the {kind} {first.completion!r} scores"
     else:
-        what = f"{len(answers)} reference answers, such as {first.completion!r}, score"
+        what = f"{len(answers)} {kind}s, such as {first.completion!r}, score"
     low, high = min(rewards, default=None), max(rewards, default=None)
     scores = "nothing" if low is None else f"{low:g}" if low == high else f"{low:g} to {high:g}"
     return f"reward: {what} {scores}" + ("" if first.max_score is None else f" of {first.max_score:g}")

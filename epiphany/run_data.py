@@ -5,24 +5,26 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
+from actors.data.demonstrations import COLUMN, Demonstrations, make_demonstrations
 from actors.data.prompts import PromptSet
 from actors.data.rendering import Rendering
 from actors.engines.stop_strings import StopStrings
 from actors.models.hub import resolve_model
 from actors.models.source import ModelSource
-from actors.models.tokenizer import load_tokenizer
+from actors.models.tokenizer import end_of_sequence_ids, load_tokenizer
 from conf.schema import Settings
-from epiphany.preflight import Rows
+from epiphany.preflight import Rows, demonstration_rows
 from epiphany.sampling import evaluation_sampling, training_sampling
 
 
 @dataclass(frozen=True)
 class RunData:
-    """The prompts of a run, and the model that they are rendered for."""
+    """The prompts of a run, and the model that they are rendered for; demonstrations if there is a warm-up."""
 
     prompts: PromptSet
     source: ModelSource
     tokenizer: PreTrainedTokenizerBase
+    demonstrations: Demonstrations | None
 
 
 def load_model_source(settings: Settings) -> tuple[ModelSource, PreTrainedTokenizerBase]:
@@ -53,7 +55,18 @@ def load_data(settings: Settings, rows: Rows) -> RunData:
             training.variables if evaluation.chat_template_kwargs is None else evaluation.chat_template_kwargs,
         ),
     )
-    return RunData(prompts, source, tokenizer)
+    demonstrations = None
+    if settings.warmup.steps:
+        demonstrations = make_demonstrations(
+            demonstration_rows(settings, prompts.training_rows),
+            tokenizer,
+            column=settings.warmup.column or COLUMN,
+            rendering=training,
+            end_ids=end_of_sequence_ids(source, tokenizer),
+            max_prompt_tokens=data.max_prompt_tokens,
+            max_tokens=settings.sampling.max_tokens,
+        )
+    return RunData(prompts, source, tokenizer, demonstrations)
 
 
 def describe_data(settings: Settings, rows: Rows, prompts: PromptSet, note: Callable[[str], None]) -> None:

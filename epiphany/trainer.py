@@ -4,8 +4,8 @@ Knows every package; holds no mathematics.
 """
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
@@ -15,7 +15,6 @@ from actors.ledger import Ledger
 from actors.replay.queue import Replay
 from actors.runtime.base import Future, as_argument
 from actors.types import Group, Prompt, Sampling
-from conf.errors import UsageError
 from conf.schema import Settings
 from epiphany import recovery
 from epiphany.assembly import StartedRun, start_run
@@ -25,6 +24,8 @@ from epiphany.report.finished import adapter_line
 from epiphany.report.recorder import Recorder
 from epiphany.report.table import LiveTable
 from epiphany.sampling import evaluation_sampling, training_sampling
+from epiphany.step_counters import StepCounters
+from epiphany.warm_up import warm_up
 from learner.parallel.group import StepFuture
 from learner.parallel.worker import LearnerWorker
 
@@ -37,18 +38,6 @@ class StepInFlight:
 
     ordinals: list[int]
     future: StepFuture
-
-
-@dataclass
-class _Counters:
-    """What happened since the last step."""
-
-    started: float
-    samples: int = 0
-    unscorable: int = 0
-    unscorable_error: str | None = None
-    resampled: int = 0
-    unscorable_groups: int = 0
 
 
 class Trainer:
@@ -73,6 +62,7 @@ class Trainer:
         self.settings, self.folder, self.pipeline = settings, self._run.folder, self._run.pipeline
         self.ledger, self.version = Ledger(), 0
         resumed = self._run.learners.resume(settings.run.resume)
+        self._is_warm = resumed is not None or self._run.demonstrations is None
         if resumed is not None:
             self.ledger, self.version = recovery.ledger_of(resumed), resumed.version
             table.note(f"resuming from {resumed.folder} (step {self.version} of {settings.run.steps})")
@@ -86,9 +76,28 @@ class Trainer:
         self.pipeline.broadcast(self._run.learners.first.submit(LearnerWorker.adapter))
         self._run.start_recorder(last_step=self.version)
         self.pipeline.wait_for_engines()
-        self._counters = _Counters(time.monotonic())
+        self._counters = self._new_counters()
 
     # The loop's verbs
+
+    def warm_up(self) -> None:
+        """Learn from demonstrations before the first rollout, unless warmup.steps=0 or that is done already."""
+        if self._is_warm or self._run.demonstrations is None:
+            return
+        with self._engine_asleep(), self._table.activity("learning from demonstrations"):
+            line = warm_up(
+                self._run.learners,
+                self._run.demonstrations,
+                self.settings.warmup,
+                seed=self.settings.run.seed,
+                log=self.folder.warmup,
+                stop=self._stop,
+            )
+        if line is not None:
+            self._table.note(line)
+            self._is_warm = True
+            self.pipeline.broadcast(self._run.learners.first.submit(LearnerWorker.adapter))
+            self.save()
 
     def free_slots(self) -> int:
         """How many groups may start now: a batch for the version in training, and one for each that may lag behind.
@@ -125,13 +134,8 @@ class Trainer:
     def start_step(self, ordinals: list[int]) -> None:
         """Let the learner step on these groups; in one process the step is done when this returns."""
         self._run.supervisor.retry_on_worker_loss(lambda: self._run.learners.send(self._rows(ordinals)))
-        if self._run.sleep_mode:
-            self.pipeline.sleep()
-        try:
+        with self._engine_asleep():
             self._step = StepInFlight(ordinals, self._run.learners.step())
-        finally:
-            if self._run.sleep_mode:
-                self.pipeline.wake()
 
     def step_done(self) -> bool:
         """Whether a step is in flight and every learner has done it."""
@@ -141,17 +145,11 @@ class Trainer:
         """Sample, score and store until something finishes, or the learner does."""
         learners = self._step.future.pending() if self._step is not None else []
         for admission in self.pipeline.poll(*learners):
-            self._counters.samples += admission.samples
-            self._counters.unscorable += admission.unscorable
-            self._counters.unscorable_error = admission.error or self._counters.unscorable_error
             if admission.accepted:
                 self.ledger.stored.add(admission.ordinal)
-                continue
-            self.ledger.finish([admission.ordinal], dropped=True)
-            if admission.zero_variance:
-                self._counters.resampled += 1
             else:
-                self._count_unscorable_group(admission.error)
+                self.ledger.finish([admission.ordinal], dropped=True)
+            self._counters.add(admission)
 
     def complete_step(self) -> None:
         """Wait for the step, pass the new adapter on, remove the rows from the replay, and record what happened."""
@@ -159,15 +157,7 @@ class Trainer:
         ordinals, stats = self._step.ordinals, self._step.future.stats()
         self.pipeline.broadcast(self._run.learners.first.submit(LearnerWorker.adapter))
         self._run.supervisor.count_step()
-        numbers = metrics.StepNumbers(
-            workers=self.pipeline.take_counters(),
-            seconds=time.monotonic() - self._counters.started,
-            samples=self._counters.samples,
-            unscorable=self._counters.unscorable,
-            unscorable_error=self._counters.unscorable_error,
-            resampled=self._counters.resampled,
-            dropped=self.ledger.dropped,
-        )
+        numbers = self._counters.numbers(self.pipeline.take_counters(), dropped=self.ledger.dropped)
         row = self._run.supervisor.retry_on_worker_loss(
             lambda: (
                 self._run.supervisor.slot("recorder")
@@ -179,7 +169,7 @@ class Trainer:
         self._step, self.version = None, stats.version
         self.ledger.finish(ordinals)
         self._run.supervisor.slot("replay").submit(Replay.drop, ordinals)
-        self._counters = _Counters(time.monotonic())
+        self._counters = self._new_counters()
 
     # What a run leaves behind
 
@@ -212,10 +202,12 @@ class Trainer:
         evaluation.save(self.folder, record, greedy, sampled, temperature=sampling.temperature)
         self._table.note(evaluation.one_line(record))
         self.pipeline.take_counters()  # the next step's counters begin here
-        self._counters.started = time.monotonic()
+        self._counters.restart_clock()
 
     def save(self) -> None:
         """Write a checkpoint, then release the journal's rows that it makes needless."""
+        if not self._is_warm:  # it was interrupted, and begins again
+            return
         state = {"ledger": self.ledger.state(), "identity": self._run.identity}
         folder = self._run.learners.call(LearnerWorker.save, state)
         self._run.supervisor.retry_on_worker_loss(
@@ -237,13 +229,20 @@ class Trainer:
         return self.pipeline.evaluate(prompts, sampling, samples, stop=self._stop)
 
     def _rows(self, ordinals: list[int]) -> Future[pa.Table]:
-        max_staleness = self.settings.runtime.max_staleness
-        return self._run.supervisor.slot("replay").submit(Replay.batch, ordinals, self.version, max_staleness)
+        replay, max_staleness = self._run.supervisor.slot("replay"), self.settings.runtime.max_staleness
+        return replay.submit(Replay.batch, ordinals, self.version, max_staleness)
 
-    def _count_unscorable_group(self, error: str | None) -> None:
-        counters = self._counters
-        counters.unscorable_groups += 1
-        if counters.unscorable_groups > MAX_UNSCORABLE_BATCHES * self.settings.algorithm.prompts_per_step:
-            raise UsageError(
-                f"{counters.unscorable_groups} groups in a row could not be scored; the last reason: {error}"
-            )
+    @contextmanager
+    def _engine_asleep(self) -> Iterator[None]:
+        """Within, the learner has the memory of the engine's cache, if the plan needs that."""
+        if not self._run.sleep_mode:
+            yield
+            return
+        self.pipeline.sleep()
+        try:
+            yield
+        finally:
+            self.pipeline.wake()
+
+    def _new_counters(self) -> StepCounters:
+        return StepCounters(max_unscorable_groups=MAX_UNSCORABLE_BATCHES * self.settings.algorithm.prompts_per_step)

@@ -49,6 +49,7 @@ class PromptSet:
         else:
             train = rendered
         self._train = [prompt for _, prompt in train]
+        self.training_rows = [row for row, _ in train]
         evaluated = self._render_fitting(held_out_rows, tokenizer, held_out_rendering or rendering)[:held_out]
         self.held_out = [replace(p, ordinal=i, purpose="evaluate") for i, (_, p) in enumerate(evaluated)]
         trained = {_conversation(row) for row, _ in train}

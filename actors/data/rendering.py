@@ -62,16 +62,7 @@ class Rendering:
             return error
 
     def _prompt(self, row: Row, tokenizer: PreTrainedTokenizerBase) -> Prompt:
-        messages = [dict(message) for message in row.messages]
-        try:
-            render = cast("Callable[..., object]", tokenizer.apply_chat_template)
-            rendered = render(messages, add_generation_prompt=True, tokenize=False, **self.variables)
-        except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:  # what Jinja lets through
-            raise DataError(
-                f"the model's chat template refuses the prompt {row.question[:60]!r}: {error}; change the messages, "
-                "data.system_prompt or model.chat_template"
-            ) from error
-        text = str(rendered) + self.prefill
+        text = self.conversation(row.messages, tokenizer, add_generation_prompt=True) + self.prefill
         token_ids = cast("list[int]", tokenizer(text, add_special_tokens=False)["input_ids"])
         return Prompt(
             ordinal=0,
@@ -84,6 +75,24 @@ class Rendering:
             answers=row.answers,
             prefill=self.prefill,
         )
+
+    def conversation(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        add_generation_prompt: bool = False,
+    ) -> str:
+        """Messages in the chat template. Raises DataError if it refuses them."""
+        try:
+            render = cast("Callable[..., object]", tokenizer.apply_chat_template)
+            plain = [dict(message) for message in messages]
+            return str(render(plain, add_generation_prompt=add_generation_prompt, tokenize=False, **self.variables))
+        except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:  # what Jinja lets through
+            raise DataError(
+                f"the model's chat template refuses the prompt {messages[-1]['content'][:60]!r}: {error}; change the "
+                "messages, data.system_prompt or model.chat_template"
+            ) from error
 
 
 PLAIN = Rendering()

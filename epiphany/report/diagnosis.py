@@ -161,8 +161,8 @@ def constant_terms(first: Means, last: Means) -> str | None:
     if never:
         return (
             f"no answer has earned anything of the reward's {', '.join(never)} in {RECENT} steps, so it teaches "
-            "nothing. Give partial credit for it in reward.terms, show the form in data.system_prompt, or sample more "
-            "answers with algorithm.group_size"
+            "nothing. Give partial credit for it in reward.terms, show the form in data.system_prompt, begin with "
+            "demonstrations of it (warmup.steps), or sample more answers with algorithm.group_size"
         )
     always = {name: value for name, value in always.items() if value == 1}
     if always:

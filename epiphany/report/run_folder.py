@@ -26,6 +26,7 @@ class Layout:
         self.journal = path / "journal"
         self.completions = path / "completions"
         self.adapter = path / "adapter"
+        self.warmup = path / "warmup.jsonl"
         self.metrics = path / "metrics.jsonl"
         self.evaluations = path / "evaluations.jsonl"
         self.evaluation_rows = path / "evaluations"

@@ -16,6 +16,7 @@ from learner.algorithms.recipe import (
     group_centered,
     group_relative,
     leave_one_out,
+    likelihood,
     reinforce,
     sequence_clip,
     sequence_ratio,
@@ -45,6 +46,8 @@ RECIPES = {
     "ppo": Recipe(generalized, token_clip, token_mean, token_ratio, has_critic=True),
 }
 ALGORITHMS = (*RECIPES, "online_dpo")
+# Supervised fine-tuning: the mean negative log-likelihood of the batch's tokens. Its rows come from nobody's policy.
+SFT = Recipe(likelihood, reinforce, token_mean, ratio=None)
 
 
 def find_recipe(name: str) -> Recipe:
@@ -77,6 +80,12 @@ def make_algorithm(settings: AlgorithmSettings, *, max_tokens: int, term_weights
         return OnlineDPO(settings)
     recipe = find_recipe(settings.name)
     return PolicyGradient(recipe, settings, max_tokens=max_tokens, term_weights=term_weights)
+
+
+def supervised(*, max_tokens: int) -> Algorithm:
+    """Supervised fine-tuning on demonstrations."""
+    settings = AlgorithmSettings(name="sft", importance_sampling_cap=None)
+    return PolicyGradient(SFT, settings, max_tokens=max_tokens, term_weights={})
 
 
 def has_critic(name: str) -> bool:

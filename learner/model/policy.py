@@ -111,3 +111,13 @@ class Policy:
         """Within, the adapter is off, so that the policy is the reference policy, and no gradients are recorded."""
         with torch.no_grad(), self.lora.model.disable_adapter():
             yield
+
+    @contextlib.contextmanager
+    def plain_distribution(self) -> Iterator[None]:
+        """Within, log-probabilities are those of temperature 1 and of every token, however rollouts are sampled."""
+        sampled_from = self._temperature, self._truncation
+        self._temperature, self._truncation = 1.0, EVERY_TOKEN
+        try:
+            yield
+        finally:
+            self._temperature, self._truncation = sampled_from

@@ -66,6 +66,14 @@ class LearnerGroup:
         """Begin a step on the rows that were sent."""
         return StepFuture(self, [handle.submit(LearnerWorker.step) for handle in self._handles])
 
+    def warm_up(self, table: pa.Table) -> StepStats:
+        """A supervised step of all ranks on the rows of `table`."""
+        return self.wait([handle.submit(LearnerWorker.warm_up, table) for handle in self._handles])
+
+    def end_warm_up(self) -> None:
+        """Free what warming up needed."""
+        self.wait([handle.submit(LearnerWorker.end_warm_up) for handle in self._handles])
+
     def close(self) -> None:
         for handle in self._handles:
             handle.close()

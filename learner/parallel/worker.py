@@ -3,7 +3,7 @@
 Knows files; knows neither the pipeline nor engines.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,13 +32,15 @@ class Resumed:
 class LearnerWorker:
     """A learner whose checkpoints lie in `checkpoints`, of which the newest `keep` stay. `notes` are for the user.
 
-    `adapter_leaves_process`: adapters go to other processes, so that they are copied into one buffer of the host.
+    `make_supervised` makes the learner that warms up the same policy. `adapter_leaves_process`: adapters go to other
+    processes, so that they are copied into one buffer of the host.
     """
 
     def __init__(
         self,
         learner: Learner,
         *,
+        make_supervised: Callable[[], Learner],
         ranks: DataParallel,
         checkpoints: Path,
         base_model: str,
@@ -47,6 +49,8 @@ class LearnerWorker:
         notes: list[str],
     ) -> None:
         self.learner = learner
+        self._make_supervised = make_supervised
+        self._supervised: Learner | None = None
         self._ranks = ranks
         self._store: dist.TCPStore | None = None
         self._table: pa.Table | None = None
@@ -100,6 +104,18 @@ class LearnerWorker:
         assert self._table is not None
         table, self._table = self._table, None
         return self.learner.step(table)
+
+    def warm_up(self, table: pa.Table) -> StepStats:
+        """A step of supervised fine-tuning on the rows of `table`. It does not count as a version."""
+        if self._supervised is None:
+            self._supervised = self._make_supervised()
+            self._supervised.data_parallel = self.learner.data_parallel
+        with self.learner.policy.plain_distribution():
+            return self._supervised.step(table)
+
+    def end_warm_up(self) -> None:
+        """Free what the warm-up needed."""
+        self._supervised = None
 
     def adapter(self) -> Adapter:
         """The weights as they are now; in a buffer that the next call fills again if they leave the process."""

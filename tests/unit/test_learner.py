@@ -9,12 +9,13 @@ import pyarrow as pa
 import pytest
 import torch
 
-from learner.algorithms.table import ALGORITHMS
+from learner.algorithms.table import ALGORITHMS, supervised
+from learner.batch import Rollouts
 from learner.learner import Learner
 from learner.optimizer import Schedule
 from learner.parallel.data_parallel import DataParallel
 from learner.parallel.worker import LearnerWorker
-from tests.helpers.learners import a_table, a_table_of_turns, gradient_of, make_learner, make_policy
+from tests.helpers.learners import a_table, a_table_of_turns, gradient_of, make_learner, make_policy, plain_logprobs
 from tests.helpers.presets import algorithm
 
 
@@ -97,9 +98,12 @@ def test_an_entropy_bonus_raises_entropy(tiny_model: Path):
     assert bonus[-1] > without[-1] + 0.05 and bonus[-1] > bonus[0]
 
 
-def worker_of(learner: Learner, checkpoints: Path) -> LearnerWorker:
+def worker_of(
+    learner: Learner, checkpoints: Path, *, make_supervised: Callable[[], Learner] | None = None
+) -> LearnerWorker:
     return LearnerWorker(
         learner,
+        make_supervised=make_supervised or (lambda: learner),
         ranks=DataParallel(),
         checkpoints=checkpoints,
         base_model="tiny",
@@ -154,3 +158,23 @@ def test_learning_rates_by_hand(kind: str, expected: list[float]):
     schedule = Schedule(kind, warmup_steps=2, min_lr_ratio=0.2, steps=6)
     for version, factor in enumerate(expected):
         assert schedule.learning_rate(2.0, version) == pytest.approx(2 * factor)
+
+
+def test_a_warm_up_maximizes_the_likelihood_of_its_rows(tiny_model: Path, tmp_path: Path):
+    """The loss is the mean negative log-likelihood that transformers alone gives, at temperature 1 and without
+    truncation, and its gradient is transformers' too. The version stays.
+    """
+    policy, rows = make_policy(tiny_model, temperature=0.5), a_table()
+    plain_lora, logprobs, _ = plain_logprobs(tiny_model, policy, Rollouts.from_table(rows))
+    sampled = [torch.from_numpy(mask) for mask in Rollouts.from_table(rows).sampled]
+    expected = -torch.cat([x[mask] for x, mask in zip(logprobs, sampled, strict=True)]).mean()
+    expected.backward()
+    supervised_learner = make_learner(policy, supervised(max_tokens=8), max_grad_norm=1e9)
+    worker = worker_of(make_learner(policy, algorithm()), tmp_path, make_supervised=lambda: supervised_learner)
+    stats = worker.warm_up(rows)
+    assert stats.loss == pytest.approx(expected.item(), abs=1e-5)
+    torch.testing.assert_close(gradient_of(policy.lora), gradient_of(plain_lora), atol=1e-5, rtol=1e-4)
+    losses = [worker.warm_up(rows).loss for _ in range(20)]
+    assert losses[-1] < stats.loss - 1 and worker.learner.version == 0
+    worker.end_warm_up()
+    assert worker.learner.optimizer.state() == {}
