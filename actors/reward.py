@@ -27,6 +27,7 @@ from conf.schema import TermSettings
 from conf.validate import named_terms
 from rewards.errors import RewardError
 from rewards.sample import Sample
+from rewards.user_function import absolute_name
 
 START_SECONDS = 60.0
 MAX_ANSWER_BYTES = 1 << 20
@@ -37,8 +38,8 @@ class RewardWorker:
     """Scores trajectories with the weighted sum of `terms`, one at a time.
 
     A sample whose scoring takes over `deadline_seconds`, ends the child or takes more than `memory_gib` becomes
-    unscorable (reward None, with the reason); the run goes on. What the rewards print is appended to the file `log`, up
-    to 1 MiB for each child process. Raises RewardError if the terms do not load or the log cannot be written.
+    unscorable (reward None, with the reason); the run goes on. `sources` are those of the data. What rewards print goes
+    to the file `log`, up to 1 MiB of each child. Raises RewardError if terms do not load or the log cannot be written.
     """
 
     def __init__(
@@ -48,10 +49,12 @@ class RewardWorker:
         deadline_seconds: float,
         memory_gib: float,
         max_tokens: int,
+        sources: Sequence[str] = ("",),
         log: Path | None = None,
     ) -> None:
         self._start_message = {
-            "terms": [asdict(_absolute(term)) for term in named_terms(terms)],
+            "terms": [{**asdict(term), "fn": absolute_name(term.fn)} for term in named_terms(terms)],
+            "sources": list(sources),
             "memory_bytes": int(memory_gib * 2**30),
             "parent": os.getpid(),
             "log": None if log is None else str(log.resolve()),
@@ -102,12 +105,13 @@ class RewardWorker:
         self._child.kill()
         self._child = self._start()
 
-    def reference_completion(self, answer: str) -> tuple[str, float | None]:
-        """A completion with the reference answer `answer`, and the maximum score, which it should get.
+    def reference_completion(self, answer: str, source: str = "") -> str:
+        """A completion with this reference answer to a question of the source, which should get `max_score`."""
+        return self._sources[source]["reference_completion"].replace("{answer}", answer)
 
-        The maximum is None if it is not known because a user's own function takes part.
-        """
-        return self._reference_template.replace("{answer}", answer), self._max_score
+    def max_score(self, source: str = "") -> float | None:
+        """The largest score of a sample of the source; None if a term does not say its own."""
+        return self._sources[source]["max_score"]
 
     def close(self) -> None:
         self._child.kill()
@@ -125,7 +129,7 @@ class RewardWorker:
         if "error" in ready:
             child.kill()
             raise RewardError(ready["error"])
-        self._reference_template, self._max_score = ready["reference_completion"], ready["max_score"]
+        self._sources = ready["sources"]
         return child
 
 
@@ -239,11 +243,3 @@ def _import_path() -> list[str]:
     """Where the child looks for modules: as this process does, with our own folder first and the user's last."""
     ours, users = str(Path(__file__).resolve().parents[1]), str(Path.cwd())
     return [ours, *(p for p in sys.path if p and str(Path(p).resolve()) not in (ours, users)), users]
-
-
-def _absolute(term: TermSettings) -> TermSettings:
-    """The term with a .py file's path made absolute, so that the child finds it from anywhere."""
-    module, colon, function = term.fn.rpartition(":")
-    if colon and module.endswith(".py"):
-        return replace(term, fn=f"{Path(module).expanduser().resolve()}:{function}")
-    return term

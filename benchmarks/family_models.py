@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, PreTrainedConfig
 
 from actors.models.families import FAMILIES
+from actors.models.loading import model_class
 from benchmarks.shapes import byte_tokenizer
 
 TEMPLATE = (
@@ -43,14 +44,57 @@ YARN: Mapping[str, object] = {
     "beta_fast": 32.0,
     "beta_slow": 1.0,
 }
+QWEN3_5: Mapping[str, object] = {
+    "initializer_range": 0.1,  # larger ones amplify rounding: transformers differs from itself with other chunks
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 32,
+    "layer_types": ["linear_attention", "linear_attention", "full_attention", "linear_attention"],
+}
+MINISTRAL3_ROPE = {**YARN, "llama_4_scaling_beta": 0.3, "mscale": 1.0, "mscale_all_dim": 1.0}
+# Later layers take keys and values of earlier ones, those that see all have wider heads, each has an input of its own.
+GEMMA4: Mapping[str, object] = {
+    "sliding_window": WINDOW,
+    "layer_types": ALTERNATING,
+    "global_head_dim": 64,
+    "num_kv_shared_layers": 2,
+    "hidden_size_per_layer_input": 16,
+    "vocab_size_per_layer_input": 300,
+    "final_logit_softcapping": 4.0,
+}
 # What is particular to each family, by the `model_type` of config.json.
 PARTICULARS: Mapping[str, Mapping[str, object]] = {
     "llama": {"tie_word_embeddings": False},
     "qwen2": {"hidden_size": 128},
     "qwen3": {},
+    "qwen3_5_text": QWEN3_5,
+    "qwen3_5": {
+        "text_config": QWEN3_5,
+        "vision_config": {
+            "depth": 1,
+            "hidden_size": 32,
+            "intermediate_size": 32,
+            "num_heads": 2,
+            "out_hidden_size": 64,
+            "patch_size": 14,
+        },
+    },
     "mistral": {"sliding_window": WINDOW},
     "ministral": {"sliding_window": WINDOW, "layer_types": ALTERNATING},
-    "ministral3": {"rope_parameters": {**YARN, "llama_4_scaling_beta": 0.3, "mscale": 1.0, "mscale_all_dim": 1.0}},
+    "ministral3": {"rope_parameters": MINISTRAL3_ROPE},
+    "mistral3": {
+        "text_config": {"model_type": "ministral3", "rope_parameters": MINISTRAL3_ROPE},
+        "vision_config": {
+            "hidden_size": 32,
+            "intermediate_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "head_dim": 16,
+            "image_size": 28,
+            "patch_size": 14,
+        },
+    },
     "phi3": {
         "sliding_window": WINDOW,
         "hidden_size": 128,
@@ -81,6 +125,19 @@ PARTICULARS: Mapping[str, Mapping[str, object]] = {
             "patch_size": 14,
         },
         "mm_tokens_per_image": 4,
+    },
+    "gemma4_text": GEMMA4,
+    "gemma4": {
+        "text_config": GEMMA4,
+        "vision_config": {
+            "hidden_size": 32,
+            "intermediate_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+        },
+        "audio_config": None,
     },
     "smollm3": {"no_rope_layers": [1, 0, 1, 0]},
     "granite": {
@@ -118,11 +175,17 @@ def make_family_model(model_type: str, folder: Path, *, seed: int = 0) -> Path:
     """Write a tiny model (float32) of the family and a byte tokenizer into `folder`."""
     assert model_type in FAMILIES
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(family_config(model_type))
+    config = family_config(model_type)
+    # What is published with an image encoder is loaded without it by some classes, but always has it on the disk.
+    make = AutoModelForImageTextToText if FAMILIES[model_type].has_image_encoder else model_class(config)
+    model = make.from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 1:  # norms, biases and sinks, which start as constants
                 parameter.add_(torch.randn_like(parameter), alpha=0.2)
+        for name, buffer in model.named_buffers():  # the scale of Gemma 4's layers
+            if name in model.state_dict():
+                buffer.mul_(1 + 0.2 * torch.randn_like(buffer))
     model.save_pretrained(folder)
     tokenizer = byte_tokenizer(300)
     tokenizer.chat_template = TEMPLATE

@@ -66,7 +66,7 @@ def main() -> None:
         except DataError as error:
             print(json.dumps({"task": task, "options": options, "error": str(error)[:120]}), flush=True)
             continue
-        answers_are_numbers = all(plain_number(row.answer or "") is not None for row in rows.train.rows)
+        answers_are_numbers = all(plain_number(row.answer or "") is not None for row in rows.train[0].rows)
         settings, prompts = settings_for(task, options, "numeric" if answers_are_numbers else "exact"), data.prompts
         groups = sample_groups(worker, prompts.held_out, Sampling(1.0, 32), 4)
         with tempfile.TemporaryDirectory() as scratch:

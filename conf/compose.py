@@ -14,7 +14,6 @@ from conf.validate import check_settings
 
 # What to do about settings without a default.
 MISSING = {
-    "data.source": "name a file, a Hugging Face dataset or reasoning_gym:<task>, as data.source=rows.jsonl",
     "model.path": "name a folder, a Hugging Face id or a .gguf file",
 }
 
@@ -37,6 +36,8 @@ def to_settings(config: DictConfig) -> Settings:
     """The composed config as Settings. Raises UsageError if a setting without a default has no value."""
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
-        advice = "each term needs fn: a registered name, module:function, or file.py:function"
+        advice = (
+            "a term needs fn: a registered name, module:function, or file.py:function; one of data.sources needs source"
+        )
         raise UsageError("\n".join(f"{key}: {MISSING.get(key, advice)}" for key in missing))
     return cast(Settings, OmegaConf.to_object(config))

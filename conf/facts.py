@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 TASKS = {
     "train": "train, or resume the run in run.folder",
+    "difficulty": "sample answers to every prompt of data.source and write its pass rate beside it",
     "status": "show how the run in run.folder is doing",
     "plan": "show what would run and whether it fits into memory, and start nothing",
 }

@@ -15,13 +15,13 @@ from hydra.errors import HydraException
 
 from conf.errors import UsageError
 from conf.fields import walk
-from conf.schema import GROUPS, Settings, TermSettings
+from conf.schema import GROUPS, Settings, SourceSettings, TermSettings
 
 # Below these, keys are the user's own.
 OPEN_SECTIONS = ("data.task", "data.held_out_task")
 # The quickstart's settings suit only its own task, so they do not apply if one of these is chosen.
 OWN_TASK = re.compile(
-    r"data|data\.(held_out_)?source"
+    r"data|data\.(held_out_)?source|data\.sources(\..*)?"
     r"|model|model\.(path|revision|chat_template)"
     r"|reward|reward\.(terms(\..*)?|system_prompt)"
 )
@@ -63,6 +63,8 @@ RENAMED_VALUES = {
         "whole": "sequence_sum",
     },
 }
+# Settings that are lists of sections: what an entry is called, and its class.
+LISTS = {"reward.terms": ("term", TermSettings), "data.sources": ("source", SourceSettings)}
 # What normalize_overrides adds.
 IMPLIED = ("experiment=none", "data=file")
 LONGEST_FOLDER_NAME = 120
@@ -98,13 +100,13 @@ def check_overrides(arguments: Sequence[str]) -> None:
             continue
         _check_renamed(override)
         is_open = key.startswith(tuple(f"{section}." for section in OPEN_SECTIONS))
-        if not (key in settings or key in GROUPS or is_open or _is_term_key(key)):
+        if not (key in settings or key in GROUPS or is_open or _is_entry_key(key)):
             raise UsageError(f"there is no setting {key}{_hint(key, settings)}")
         if override.package is not None:
             raise UsageError(
                 f"{key}@{override.package}: presets cannot be moved to another section; use {key}=<preset>"
             )
-        _check_terms(override)
+        _check_entries(override)
 
 
 def sweep_folder(folder: str, overrides: Sequence[str]) -> str:
@@ -132,7 +134,7 @@ def _is_override(argument: str) -> bool:
 def _implied(overrides: Sequence[str]) -> list[str]:
     """The presets that the overrides imply and do not name."""
     keys = {_key(override) for override in overrides}
-    has_task, has_source = any(map(OWN_TASK.fullmatch, keys)), "data.source" in keys
+    has_task, has_source = any(map(OWN_TASK.fullmatch, keys)), bool(keys & {"data.source", "data.sources"})
     needed = ("experiment" not in keys and has_task, "data" not in keys and has_source)
     return [preset for preset, is_needed in zip(IMPLIED, needed, strict=True) if is_needed]
 
@@ -157,16 +159,18 @@ def _known_keys() -> list[str]:
     return [*sections, *keys]
 
 
-def _is_term_key(key: str) -> bool:
-    """Whether the key names a field of one term, as `reward.terms.0.weight`."""
-    match = re.fullmatch(r"reward\.terms\.\d+(\.(\w+)(\..+)?)?", key)
-    if match is None or (match[2] is not None and match[2] not in _term_fields()):
+def _is_entry_key(key: str) -> bool:
+    """Whether the key names a field of an entry of a list, as `reward.terms.0.weight`."""
+    match = re.fullmatch(r"(\w+\.\w+)\.\d+(\.(\w+)(\..+)?)?", key)
+    if match is None or match[1] not in LISTS:
         return False
-    return match[3] is None or match[2] == "options"
+    known = _fields_of(match[1])
+    return match[3] is None or (match[3] in known and (match[4] is None or match[3] in ("options", "task")))
 
 
-def _term_fields() -> list[str]:
-    return [declared.name for declared in fields(TermSettings)]
+def _fields_of(name: str) -> list[str]:
+    """The fields of an entry of one of LISTS."""
+    return [declared.name for declared in fields(LISTS[name][1])]
 
 
 def _check_renamed(override: Override) -> None:
@@ -179,20 +183,21 @@ def _check_renamed(override: Override) -> None:
         raise UsageError(f"{override.key_or_group} is now {key}")
 
 
-def _check_terms(override: Override) -> None:
-    """Whether reward.terms=[...] lists terms with known fields."""
-    if override.key_or_group != "reward.terms":
+def _check_entries(override: Override) -> None:
+    """Whether reward.terms=[...] or data.sources=[...] lists entries with known fields."""
+    key = override.key_or_group
+    if key not in LISTS:
         return
-    known = _term_fields()
-    for terms in _values(override):
-        for term in terms if isinstance(terms, list) else [terms]:
-            if not isinstance(term, dict):
-                raise UsageError(f"reward.terms: write {{fn: {term}}} in place of {term}, in a list")
-            for name in map(str, term):
+    (what, _), known = LISTS[key], _fields_of(key)
+    for entries in _values(override):
+        for entry in entries if isinstance(entries, list) else [entries]:
+            if not isinstance(entry, dict):
+                raise UsageError(f"{key}: write {{{known[0]}: {entry}}} in place of {entry}, in a list")
+            for name in map(str, entry):
                 if name not in known:
                     near = difflib.get_close_matches(name, known, n=1)
                     hint = f"; did you mean {near[0]}?" if near else f", only {', '.join(known)}"
-                    raise UsageError(f"reward.terms: a term has no {name}{hint}")
+                    raise UsageError(f"{key}: a {what} has no {name}{hint}")
 
 
 def _values(override: Override) -> Iterator[object]:

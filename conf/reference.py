@@ -29,7 +29,9 @@ TYPES = {
     "bool": "`true`, `false`",
     "float": "a number",
     "list[str]": "a list of texts",
+    "list[float]": "two numbers",
     "list[conf.schema_inputs.TermSettings]": "a list of terms",
+    "list[conf.schema_inputs.SourceSettings]": "a list of sources",
     "dict[str, typing.Any]": "`{name: value, ...}`",
 }
 

@@ -11,6 +11,7 @@ from hydra.core.config_store import ConfigStore
 from conf.facts import TASKS
 from conf.fields import setting
 from conf.schema_execution import (
+    DifficultySettings,
     EngineSettings,
     EvaluationSettings,
     HardwareSettings,
@@ -18,7 +19,14 @@ from conf.schema_execution import (
     RuntimeSettings,
     SamplingSettings,
 )
-from conf.schema_inputs import DataSettings, LoraSettings, ModelSettings, RewardSettings, TermSettings
+from conf.schema_inputs import (
+    DataSettings,
+    LoraSettings,
+    ModelSettings,
+    RewardSettings,
+    SourceSettings,
+    TermSettings,
+)
 from conf.schema_training import (
     AlgorithmSettings,
     LearnerSettings,
@@ -31,6 +39,7 @@ __all__ = [
     "GROUPS",
     "AlgorithmSettings",
     "DataSettings",
+    "DifficultySettings",
     "EngineSettings",
     "EvaluationSettings",
     "HardwareSettings",
@@ -44,6 +53,7 @@ __all__ = [
     "RuntimeSettings",
     "SamplingSettings",
     "Settings",
+    "SourceSettings",
     "TermSettings",
     "WarmupSettings",
     "register",
@@ -65,6 +75,7 @@ class Settings:
     engine: EngineSettings = field(default_factory=EngineSettings)
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    difficulty: DifficultySettings = field(default_factory=DifficultySettings)
     hardware: HardwareSettings = field(default_factory=HardwareSettings)
     runtime: RuntimeSettings = field(default_factory=RuntimeSettings)
     run: RunSettings = field(default_factory=RunSettings)

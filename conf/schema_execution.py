@@ -107,6 +107,19 @@ class EvaluationSettings:
 
 
 @dataclass
+class DifficultySettings:
+    """What `task=difficulty` measures: how often the model answers each prompt of the data right."""
+
+    samples: int = setting(8, "Completions of each prompt.", minimum=1)
+    max_prompts: int | None = setting(None, "Rows to measure, from the first on. null: all.", minimum=1)
+    output: str | None = setting(
+        None,
+        "The .jsonl file with all rows and their pass_rate. null: <source>.difficulty.jsonl beside a file, else "
+        "difficulty.jsonl in run.folder.",
+    )
+
+
+@dataclass
 class HardwareSettings:
     """What this process runs on."""
 

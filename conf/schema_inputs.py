@@ -67,12 +67,34 @@ class ModelSettings:
 
 
 @dataclass
+class SourceSettings:
+    """One of several sources of prompts. What it leaves out is as `data` says."""
+
+    source: str = setting(MISSING, "As data.source.")
+    name: str | None = setting(
+        None, "Name of the source in metrics and in reward.terms. null: the file's or the task's."
+    )
+    weight: float = setting(1.0, "Share of the prompts that come from this source, relative to the others.", above=0)
+    task: Options = field(default_factory=dict, metadata=explained("Options of the reasoning-gym task."))
+    split: str | None = setting(None, "Split of a Hugging Face dataset.")
+    prompt_column: str | None = setting(None, "Column with the prompts.")
+    answer_column: str | None = setting(None, "Column with the reference answers.")
+    system_prompt: str | None = setting(None, "System message of every prompt.")
+
+
+@dataclass
 class DataSettings:
     """Where prompts come from."""
 
     source: str = setting(
-        MISSING,
+        "",
         "A .jsonl, .csv or .parquet file, a Hugging Face dataset (id or id:config), or reasoning_gym:<task>.",
+    )
+    sources: list[SourceSettings] = field(
+        default_factory=list,
+        metadata=explained(
+            "Several sources in place of `source`, each {source: ..., weight: ..., name: ...}; only source is required."
+        ),
     )
     task: Options = field(
         default_factory=dict,
@@ -84,9 +106,22 @@ class DataSettings:
     system_prompt: str | None = setting(
         None, "System message of every prompt. null: reward.system_prompt. An empty text: none."
     )
+    difficulty: list[float] | None = field(
+        default=None,
+        metadata=explained(
+            "[low, high]: train only on rows whose `pass_rate`, as task=difficulty writes it, is in between. null: all."
+        ),
+    )
+    revisit_solved: float = setting(
+        1.0,
+        "Probability that a prompt whose last group got the full score throughout comes again in the next epoch.",
+        minimum=0,
+        maximum=1,
+    )
     held_out: int = setting(
         64,
-        "Questions set aside for evaluation and never trained on. With held_out_source: how many of its rows to use.",
+        "Questions of each source set aside for evaluation and never trained on. With held_out_source: how many of its "
+        "rows to use.",
         minimum=1,
     )
     held_out_source: str | None = setting(
@@ -110,6 +145,11 @@ class TermSettings:
         None, "Name of the term in metrics and rows. null: the function's name, numbered if it is taken."
     )
     weight: float = setting(1.0, "Weight of the term in the sum.")
+    sources: list[str] = field(
+        default_factory=list,
+        metadata=explained("Names of the sources of data.sources whose answers the term scores. Empty: all."),
+    )
+    max_score: float | None = setting(None, "Largest value of a function of your own. null: not known.")
     options: Options = field(
         default_factory=dict,
         metadata=explained("Keyword arguments of the function."),

@@ -13,7 +13,16 @@ from dataclasses import replace
 from conf.errors import UsageError
 from conf.facts import ALGORITHMS, readers
 from conf.fields import Setting, walk
-from conf.schema import AlgorithmSettings, ModelSettings, RunSettings, Settings, TermSettings, WarmupSettings
+from conf.schema import (
+    AlgorithmSettings,
+    DataSettings,
+    ModelSettings,
+    RunSettings,
+    Settings,
+    TermSettings,
+    WarmupSettings,
+)
+from conf.sources import named_sources
 
 
 def check_settings(settings: Settings) -> None:
@@ -22,7 +31,8 @@ def check_settings(settings: Settings) -> None:
         *itertools.chain.from_iterable(_field_problems(setting) for setting in walk(settings)),
         *_algorithm_problems(settings.algorithm),
         *_model_problems(settings.model),
-        *_reward_problems(settings.reward.terms),
+        *_data_problems(settings.data),
+        *_reward_problems(settings),
         *_stop_problems(settings),
         *_unread_warmup(settings),
         *_runtime_problems(settings),
@@ -120,11 +130,35 @@ def _model_problems(model: ModelSettings) -> Iterator[str]:
         yield "model.lora.dora=true: no engine here serves DoRA; model.lora.rslora=true is supported"
 
 
-def _reward_problems(terms: Sequence[TermSettings]) -> Iterator[str]:
+def _data_problems(data: DataSettings) -> Iterator[str]:
+    if not data.source and not data.sources:
+        yield "data.source: name a file, a Hugging Face dataset or reasoning_gym:<task>, as data.source=rows.jsonl"
+    if data.sources:
+        if data.source:
+            yield f"data.sources stands in place of data.source={data.source}: use data=file, or leave one of them out"
+        if data.held_out_source is not None:
+            yield "data.held_out_source: each of data.sources holds out questions of its own; leave it out"
+        names = Counter(source.name for source in named_sources(data))
+        for name, count in names.items():
+            if count > 1:
+                yield f"data.sources: {count} sources are named {name!r}; give each a name of its own"
+    if (bounds := data.difficulty) is not None and not (len(bounds) == 2 and 0 <= bounds[0] <= bounds[1] <= 1):
+        yield f"data.difficulty={bounds}: give the lowest and the highest pass rate, as [0.1, 0.9]"
+
+
+def _reward_problems(settings: Settings) -> Iterator[str]:
+    terms = settings.reward.terms
     if not terms:
         yield "reward.terms is empty: name at least one term, for instance with reward=numeric"
     names = Counter(term.name for term in terms if term.name is not None)
     yield from (f"reward.terms: {count} terms are named {name!r}" for name, count in names.items() if count > 1)
+    sources = [str(source.name) for source in named_sources(settings.data)]
+    for term in terms:
+        for unknown in set(term.sources) - set(sources):
+            yield f"reward.terms: {term.fn} names the source {unknown!r}; there are {', '.join(sources)}"
+    for source in sources:
+        if terms and not any(source in term.sources or not term.sources for term in terms):
+            yield f"reward.terms: no term scores the answers of {source}"
 
 
 def _unread_warmup(settings: Settings) -> Iterator[str]:

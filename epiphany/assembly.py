@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from actors.engines.base import Engine
+from actors.ledger import Ledger
 from actors.pipeline import Pipeline
 from actors.rollout import RolloutWorker
 from actors.runtime.base import Handle
 from actors.runtime.supervisor import Supervisor
 from conf.errors import UsageError
 from conf.schema import Settings
+from epiphany import recovery
 from epiphany.identity import identity, reward_fingerprint, user_files
 from epiphany.placement import make_runtime, timeouts_of
 from epiphany.preflight import Checked, make_reward
@@ -59,14 +61,33 @@ class StartedRun:
     base_model: str
     identity: Mapping[str, object]
     reward_fingerprint: str
+    max_scores: Mapping[str, float | None]
     samples_repeat: bool
     sleep_mode: bool
+
+    def start_replay(self, ledger: Ledger, *, version: int) -> list[str]:
+        """Start the replay with what a run that died has left in it (recovery.start_replay); lines for the user."""
+        return recovery.start_replay(
+            self.supervisor,
+            self.settings,
+            self.folder,
+            ledger=ledger,
+            version=version,
+            max_scores=self.max_scores,
+        )
 
     def start_recorder(self, *, last_step: int) -> None:
         """Start the recorder; lines after `last_step`, of a run that died, are dropped."""
         folder, run = self.folder, self.settings.run
         files = [file.resolve() for file in (folder.metrics, folder.tensorboard, folder.completions)]
-        make = partial(Recorder, *files, last_step=last_step, sinks=list(run.sinks), run_name=run.name)
+        make = partial(
+            Recorder,
+            *files,
+            last_step=last_step,
+            sinks=list(run.sinks),
+            run_name=run.name,
+            max_scores=self.max_scores,
+        )
         self.supervisor.start("recorder", 1, lambda _name: make)
 
 
@@ -140,6 +161,7 @@ def start_run(
         base_model=data.source.path,
         identity=now.identity,
         reward_fingerprint=reward_fingerprint(settings, now.files),
+        max_scores=checked.max_scores,
         samples_repeat=plan is not None and plan.engine.per_request_seeds and settings.runtime.max_staleness == 0,
         sleep_mode=plan is not None and plan.way.sleep_mode,
     )

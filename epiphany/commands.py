@@ -82,6 +82,26 @@ def _start(
     return Trainer(settings, checked, table, closing=closing, engine=engine, stop=lambda: bool(stop))
 
 
+def difficulty(settings: Settings, loop: Loop) -> int:
+    """Measure how often the model answers each prompt of the data right, and write that beside it."""
+    from epiphany.report.activity import print_line
+
+    quiet_libraries()
+    quiet_transformers()
+    with warnings.catch_warnings(action="ignore"):
+        from epiphany.difficulty import measure
+
+    stop = Stop()
+    try:
+        with ExitStack() as closing:
+            closing.callback(stop.close)
+            stop.arm()
+            measure(settings, partial(print_line, _console()), stop=lambda: bool(stop), closing=closing)
+            return stop.exit_code
+    except Interrupted as interrupted:
+        return interrupted.exit_code
+
+
 def status(settings: Settings, loop: Loop) -> int:
     """Show how the run in run.folder is doing."""
     from epiphany.report.status import show_status
@@ -140,7 +160,12 @@ def _plan_lines(settings: Settings, source: "ModelSource") -> list[str]:
     ]
 
 
-COMMANDS: dict[str, Callable[[Settings, Loop], int]] = {"train": train, "status": status, "plan": plan}
+COMMANDS: dict[str, Callable[[Settings, Loop], int]] = {
+    "train": train,
+    "difficulty": difficulty,
+    "status": status,
+    "plan": plan,
+}
 
 
 def _console() -> Console:

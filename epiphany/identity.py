@@ -37,6 +37,9 @@ def identity_of_settings(settings: Settings) -> dict[str, object]:
         "sampling.min_p": settings.sampling.min_p,
         "sampling.stop": list(settings.sampling.stop),
         "data.source": settings.data.source,
+        "data.sources": [f"{source.weight:g} x {source.name} = {source.source}" for source in settings.data.sources],
+        "data.difficulty": settings.data.difficulty and list(settings.data.difficulty),
+        "data.revisit_solved": settings.data.revisit_solved,
         "run.seed": settings.run.seed,
         **{f"warmup.{setting.key}": setting.value for setting in walk(settings.warmup)},
         "reward.terms": [

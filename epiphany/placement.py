@@ -14,8 +14,11 @@ from conf.errors import UsageError
 from conf.schema import Settings
 
 
-def make_runtime(settings: Settings, folder: Path) -> Runtime:
-    """The runtime that `runtime.name` asks for: the only branch between one process and a cluster."""
+def make_runtime(settings: Settings, folder: Path, *, learners: bool = True) -> Runtime:
+    """The runtime that `runtime.name` asks for: the only branch between one process and a cluster.
+
+    Without `learners` it has no place for them, nor for what stores and records what they train.
+    """
     asked = settings.runtime
     if asked.name == "local":
         return LocalRuntime()
@@ -25,11 +28,10 @@ def make_runtime(settings: Settings, folder: Path) -> Runtime:
     threads = threads_of(settings)
     cpus: dict[str, tuple[int, float]] = {
         "rollout": (asked.rollout_workers, threads * tensor_parallel),
-        "learner": (asked.learner_data_parallel_size, threads),
         "reward": (asked.reward_workers, 0.1),
-        "replay": (1, 0.1),
-        "recorder": (1, 0.1),
     }
+    if learners:
+        cpus |= {"learner": (asked.learner_data_parallel_size, threads), "replay": (1, 0.1), "recorder": (1, 0.1)}
     needed = math.ceil(sum(count * each for count, each in cpus.values()))
     runtime = RayRuntime(folder=folder, address=asked.address, cpus=needed)
     gpus: dict[str, float] = {}

@@ -4,18 +4,19 @@ reward and what it makes of the reference answers.
 Knows data, rewards and the run folder; knows no model.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic
 
-from actors.data.demonstrations import COLUMN, built_in_rows, demonstration_text
+from actors.data.demonstrations import COLUMN, WARMUP, built_in_rows, demonstration_text
 from actors.data.readers import DataError
 from actors.data.sources import Loaded, Row, load_rows
 from actors.reward import RewardWorker
 from actors.types import Score
-from conf.schema import Settings
+from conf.schema import Settings, SourceSettings
+from conf.sources import named_sources
 from epiphany.report.run_folder import RunFolder
 from epiphany.report.sinks import check_sinks
 from rewards.correctness import plain_number
@@ -29,18 +30,26 @@ TOLERATED_SHARE = 0.1  # of the reference answers that were scored
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows to train on, some of which may be held out, and those of data.held_out_source."""
+    """The rows of each source to train on, some of which may be held out, and those of data.held_out_source."""
 
-    train: Loaded
+    train: Sequence[Loaded]
     held_out: Loaded | None
+
+    @property
+    def sources(self) -> list[Loaded]:
+        """All of them."""
+        return [*self.train, *([] if self.held_out is None else [self.held_out])]
 
 
 @dataclass(frozen=True)
 class Checked:
-    """A run whose rows, folder and reward are in order. The folder is locked."""
+    """A run whose rows, folder and reward are in order. The folder is locked. `max_scores` are the largest rewards by
+    source, where they are known.
+    """
 
     rows: Rows
     folder: RunFolder
+    max_scores: Mapping[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -64,8 +73,7 @@ def check(settings: Settings, note: Callable[[str], None], closing: ExitStack) -
     rows = check_inputs(settings)
     folder = RunFolder(Path(settings.run.folder))
     closing.callback(folder.close)
-    check_reward(settings, rows, note, log=folder.reward_log)
-    return Checked(rows, folder)
+    return Checked(rows, folder, check_reward(settings, rows, note, log=folder.reward_log))
 
 
 def check_inputs(settings: Settings) -> Rows:
@@ -77,24 +85,27 @@ def check_inputs(settings: Settings) -> Rows:
 
 def read_rows(settings: Settings) -> Rows:
     """Read the rows of data.source and data.held_out_source. Raises DataError."""
-    data = settings.data
+    data, sources = settings.data, named_sources(settings.data)
+    train = [_load(settings, source) for source in sources]
+    if data.held_out_source is None:
+        return Rows(train, None)
+    task = {**data.task, **data.held_out_task}
+    return Rows(train, _load(settings, replace(sources[0], source=data.held_out_source, task=task)))
 
-    def load(source: str, task: dict[str, object]) -> Loaded:
-        return load_rows(
-            source,
-            task=task,
-            split=data.split,
-            prompt_column=data.prompt_column,
-            answer_column=data.answer_column,
-            system_prompt=system_prompt_of(settings),
-            max_bad_rows=data.max_bad_rows,
-            seed=data.seed,
-        )
 
-    held_out = None
-    if data.held_out_source is not None:
-        held_out = load(data.held_out_source, {**data.task, **data.held_out_task})
-    return Rows(load(data.source, data.task), held_out)
+def _load(settings: Settings, source: SourceSettings) -> Loaded:
+    prompt = source.system_prompt
+    return load_rows(
+        source.source,
+        name=str(source.name),
+        task=source.task,
+        split=str(source.split),
+        prompt_column=source.prompt_column,
+        answer_column=source.answer_column,
+        system_prompt=settings.reward.system_prompt if prompt is None else prompt,
+        max_bad_rows=settings.data.max_bad_rows,
+        seed=settings.data.seed,
+    )
 
 
 def system_prompt_of(settings: Settings) -> str | None:
@@ -111,21 +122,24 @@ def make_reward(settings: Settings, log: Path | None) -> RewardWorker:
         deadline_seconds=reward.deadline_seconds,
         memory_gib=reward.memory_gib,
         max_tokens=settings.sampling.max_tokens,
+        sources=[str(source.name) for source in named_sources(settings.data)],
         log=log,
     )
 
 
-def check_reward(settings: Settings, rows: Rows, note: Callable[[str], None], *, log: Path | None = None) -> None:
-    """Load the reward, and say what it gives to reference answers of the rows.
+def check_reward(
+    settings: Settings, rows: Rows, note: Callable[[str], None], *, log: Path | None = None
+) -> Mapping[str, float | None]:
+    """Load the reward, and say what it gives to reference answers of the rows. Returns the largest rewards by source.
 
     Raises RewardError if it does not load, and DataError if more than TOLERATED_SHARE of the answers of a source do not
     get the full score, or cannot be scored, unless reward.check_reference_answer is off.
     """
-    sources = [rows.train] if rows.held_out is None else [rows.train, rows.held_out]
     worker = make_reward(settings, log)
     try:
         deadline = monotonic() + CHECK_SECONDS
-        scored = [list(_score_reference_answers(worker, source, deadline)) for source in sources]
+        scored = [list(_score_reference_answers(worker, source, deadline)) for source in rows.sources]
+        max_scores = {source.name: worker.max_score(source.name) for source in rows.train}
         if settings.warmup.steps:
             note(_check_demonstrations(settings, rows, worker))
     finally:
@@ -138,6 +152,13 @@ def check_reward(settings: Settings, rows: Rows, note: Callable[[str], None], *,
         if failed:
             error = failed[0].score.error
             note(_failed_line(failed, len(answers)) + ("" if error is None else f": {error}"))
+    unknown = [name for name, score in max_scores.items() if score is None]
+    if settings.data.revisit_solved < 1 and unknown:
+        raise DataError(
+            f"data.revisit_solved: nobody knows the full score of {', '.join(unknown)}; set max_score of the terms of "
+            "reward.terms that are functions of your own"
+        )
+    return max_scores
 
 
 def _score_reference_answers(worker: RewardWorker, source: Loaded, deadline: float) -> Iterator[ScoredAnswer]:
@@ -145,7 +166,7 @@ def _score_reference_answers(worker: RewardWorker, source: Loaded, deadline: flo
     for i, row in enumerate(_spread([row for row in source.rows if row.answers])):
         if i and monotonic() > deadline:
             return
-        completion, max_score = worker.reference_completion(row.answers[0])
+        completion, max_score = worker.reference_completion(row.answers[0], row.task), worker.max_score(row.task)
         sample = Sample(row.question, completion, row.answer, row.task, metadata=row.metadata, answers=row.answers)
         yield ScoredAnswer(row, completion, worker.score_sample(sample), max_score)
 
@@ -158,14 +179,15 @@ def demonstration_rows(settings: Settings, training_rows: Sequence[Row]) -> Sequ
 def _check_demonstrations(settings: Settings, rows: Rows, worker: RewardWorker) -> str:
     """Score some demonstrations; a line for the user. Raises DataError if built-in ones do not get the full score."""
     column = settings.warmup.column or COLUMN
-    shown = [row for row in demonstration_rows(settings, rows.train.rows) if demonstration_text(row, column)]
+    training_rows = [row for source in rows.train for row in source.rows]
+    shown = [row for row in demonstration_rows(settings, training_rows) if demonstration_text(row, column)]
     if not shown:
         raise DataError(f"warmup.column={column}: no training row has a demonstration there")
     scored = []
     for row in _spread(shown)[:DEMONSTRATIONS]:
-        text, (_, max_score) = demonstration_text(row, column) or "", worker.reference_completion("")
-        sample = Sample(row.question, text, row.answer, row.task, metadata=row.metadata, answers=row.answers)
-        scored.append(ScoredAnswer(row, text, worker.score_sample(sample), max_score))
+        text, task = demonstration_text(row, column) or "", rows.train[0].name if row.task == WARMUP else row.task
+        sample = Sample(row.question, text, row.answer, task, metadata=row.metadata, answers=row.answers)
+        scored.append(ScoredAnswer(row, text, worker.score_sample(sample), worker.max_score(task)))
     if settings.warmup.column is None and not all(answer.is_full for answer in scored):
         raise DataError(
             f"warmup.steps: the built-in demonstrations, such as {scored[0].completion!r}, do not get the full score "

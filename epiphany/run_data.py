@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from actors.data.demonstrations import COLUMN, Demonstrations, make_demonstrations
-from actors.data.prompts import PromptSet
+from actors.data.prompts import PromptSet, Source
 from actors.data.rendering import Rendering
 from actors.engines.stop_strings import StopStrings
 from actors.models.hub import resolve_model
 from actors.models.source import ModelSource
 from actors.models.tokenizer import end_of_sequence_ids, load_tokenizer
 from conf.schema import Settings
+from conf.sources import named_sources
 from epiphany.preflight import Rows, demonstration_rows
 from epiphany.sampling import evaluation_sampling, training_sampling
 
@@ -43,13 +44,18 @@ def load_data(settings: Settings, rows: Rows) -> RunData:
         StopStrings(sampling.stop, tokenizer)  # refuses what the tokenizer cannot write
     training = Rendering(settings.sampling.prefill, settings.model.chat_template_kwargs)
     prompts = PromptSet(
-        rows.train.rows,
+        [
+            Source(loaded.name, loaded.rows, source.weight)
+            for loaded, source in zip(rows.train, named_sources(data), strict=True)
+        ],
         tokenizer,
         held_out=data.held_out,
         max_prompt_tokens=data.max_prompt_tokens,
         seed=data.seed,
         held_out_rows=None if rows.held_out is None else rows.held_out.rows,
         rendering=training,
+        difficulty=data.difficulty,
+        revisit_solved=data.revisit_solved,
         held_out_rendering=Rendering(
             training.prefill if evaluation.prefill is None else evaluation.prefill,
             training.variables if evaluation.chat_template_kwargs is None else evaluation.chat_template_kwargs,
@@ -71,13 +77,17 @@ def load_data(settings: Settings, rows: Rows) -> RunData:
 
 def describe_data(settings: Settings, rows: Rows, prompts: PromptSet, note: Callable[[str], None]) -> None:
     """Say what is trained on, what was left out, and show the first prompt."""
-    train = rows.train
-    note(
-        f"data {settings.data.source}: {prompts.size} prompts to train on, {len(prompts.held_out)} held out; "
-        f"prompt from {train.prompt_column!r}, answer from {train.answer_column!r}"
-    )
-    if train.bad:
-        note(f"skipped {len(train.bad)} bad rows, the first: {train.bad[0]}")
+    for loaded, source in zip(rows.train, named_sources(settings.data), strict=True):
+        held_out = sum(prompt.task == loaded.name for prompt in prompts.held_out)
+        note(
+            f"data {source.source}: {prompts.sizes[loaded.name]} prompts to train on, {held_out} held out; "
+            f"prompt from {loaded.prompt_column!r}, answer from {loaded.answer_column!r}"
+        )
+        if loaded.bad:
+            note(f"skipped {len(loaded.bad)} bad rows, the first: {loaded.bad[0]}")
+    if prompts.outside:
+        low, high = settings.data.difficulty or (0, 1)
+        note(f"left out {prompts.outside} prompts whose pass rate is not between {low:g} and {high:g}")
     if prompts.overlap:
         note(f"{prompts.overlap} of the held-out prompts are trained on, too")
     if prompts.too_long:

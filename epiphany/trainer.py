@@ -65,13 +65,12 @@ class Trainer:
         self._is_warm = resumed is not None or self._run.demonstrations is None
         if resumed is not None:
             self.ledger, self.version = recovery.ledger_of(resumed), resumed.version
+            self._run.prompts.restore(recovery.order_of(resumed))
             table.note(f"resuming from {resumed.folder} (step {self.version} of {settings.run.steps})")
             for line in resumed.notes:
                 table.note(line)
         self._step: StepInFlight | None = None
-        for line in recovery.start_replay(
-            self._run.supervisor, settings, self.folder, ledger=self.ledger, version=self.version
-        ):
+        for line in self._run.start_replay(self.ledger, version=self.version):
             table.note(line)
         self.pipeline.broadcast(self._run.learners.first.submit(LearnerWorker.adapter))
         self._run.start_recorder(last_step=self.version)
@@ -149,6 +148,7 @@ class Trainer:
                 self.ledger.stored.add(admission.ordinal)
             else:
                 self.ledger.finish([admission.ordinal], dropped=True)
+                self._run.prompts.record([admission.ordinal], solved=[admission.ordinal] if admission.solved else [])
             self._counters.add(admission)
 
     def complete_step(self) -> None:
@@ -166,6 +166,7 @@ class Trainer:
             )
         )
         self._table.step(row)
+        self._run.prompts.record(ordinals, solved=row["solved"])
         self._step, self.version = None, stats.version
         self.ledger.finish(ordinals)
         self._run.supervisor.slot("replay").submit(Replay.drop, ordinals)
@@ -191,14 +192,8 @@ class Trainer:
                 sampled = self._answers(prompts, sampling, samples=settings.evaluation.samples)
         if greedy is None or sampled is None:
             return
-        record = evaluation.record(
-            self.version,
-            evaluation.summarize(greedy),
-            evaluation.summarize(sampled) if sampled else None,
-            evaluation.best_constant([prompt.answer for prompt in prompts]),
-            seconds=time.monotonic() - started,
-            reward=self._run.reward_fingerprint,
-        )
+        seconds, reward = time.monotonic() - started, self._run.reward_fingerprint
+        record = evaluation.record(self.version, greedy, sampled, seconds=seconds, reward=reward)
         evaluation.save(self.folder, record, greedy, sampled, temperature=sampling.temperature)
         self._table.note(evaluation.one_line(record))
         self.pipeline.take_counters()  # the next step's counters begin here
@@ -208,7 +203,8 @@ class Trainer:
         """Write a checkpoint, then release the journal's rows that it makes needless."""
         if not self._is_warm:  # it was interrupted, and begins again
             return
-        state = {"ledger": self.ledger.state(), "identity": self._run.identity}
+        prompts = self._run.prompts.checkpoint()
+        state = {"ledger": self.ledger.state(), "prompts": prompts, "identity": self._run.identity}
         folder = self._run.learners.call(LearnerWorker.save, state)
         self._run.supervisor.retry_on_worker_loss(
             lambda: self._run.supervisor.slot("replay").submit(Replay.release, self.ledger.is_finished).result()

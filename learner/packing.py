@@ -78,6 +78,7 @@ class Packing:
         self.device = torch.device(device)
         self.longest = max(segment.prefix_length + segment.length for segment in self.segments)
         self.block_masks: dict[int | None, object] = {}
+        self._before: dict[int, torch.Tensor] = {}
 
     @functools.cached_property
     def layout(self) -> StreamLayout:
@@ -88,6 +89,15 @@ class Packing:
                 column.append(torch.full((segment.length,), value))
             columns[3].append(torch.arange(segment.prefix_length, segment.prefix_length + segment.length))
         return StreamLayout(*(torch.cat(column).to(self.device) for column in columns))
+
+    def before(self, count: int) -> torch.Tensor:
+        """The stream position of the token `count` places before each one in its sequence; S where there is none."""
+        if count not in self._before:
+            starts, prefix_starts, _, places = self.layout
+            own = torch.arange(len(starts), device=self.device) - count
+            there = torch.where(own >= starts, own, prefix_starts + places - count)
+            self._before[count] = torch.where(places >= count, there, len(starts))
+        return self._before[count]
 
     @functools.cached_property
     def varlen(self) -> VarlenIndex:

@@ -1,10 +1,10 @@
 """The child process that scores: `python -m rewards.child`, which exchanges lines of JSON with actors/reward.py.
 
-First line in: {"terms": [...], "memory_bytes": n, "parent": pid, "log": file or null}; answer {"ready": true, ...} or
-{"error": "..."}. Then one line for each sample, {"id": n, "sample": {...}, "evaluate": bool}; its answer carries the
-same id. JSON, not pickle: what a reward sends back is never executed. What a reward prints goes to the log; descriptors
-1 and 2 are /dev/null, so that it can fill neither a pipe nor a disk. Errors of the start go to stderr, where the parent
-reads them.
+First line in: {"terms": [...], "sources": [...], "memory_bytes": n, "parent": pid, "log": file or null}; answer
+{"ready": true, ...} or {"error": "..."}. Then one line for each sample, {"id": n, "sample": {...}, "evaluate": bool};
+its answer carries the same id. JSON, not pickle: what a reward sends back is never executed. What a reward prints goes
+to the log; descriptors 1 and 2 are /dev/null, so that it can fill neither a pipe nor a disk. Errors of the start go to
+stderr, where the parent reads them.
 """
 
 import json
@@ -13,6 +13,7 @@ import resource
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -47,7 +48,19 @@ def _start(first: Mapping[str, Any]) -> list[Term]:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     if first["log"] is not None:
         sys.stdout = sys.stderr = open_log(Path(first["log"]), copy_to=2)
-    return [load_term(t["fn"], name=t["name"], weight=t["weight"], options=t["options"]) for t in first["terms"]]
+    return [_load_term(term) for term in first["terms"]]
+
+
+def _load_term(asked: Mapping[str, Any]) -> Term:
+    term = load_term(asked["fn"], name=asked["name"], weight=asked["weight"], options=asked["options"])
+    known = term.max_score if asked["max_score"] is None else asked["max_score"]
+    return replace(term, sources=asked["sources"], max_score=known)
+
+
+def _describe(terms: Sequence[Term], source: str) -> dict[str, object]:
+    """The largest score of the source's samples, and the reference completion of the answer "{answer}"."""
+    terms = [term for term in terms if term.scores(source)]
+    return {"max_score": max_score(terms), "reference_completion": reference_completion(terms, "{answer}")}
 
 
 def _answer(terms: Sequence[Term], request: Mapping[str, Any]) -> dict[str, object]:
@@ -71,13 +84,13 @@ def main() -> None:
         answers.write(json.dumps(message) + "\n")
         answers.flush()
 
+    first = json.loads(requests.readline())
     try:
-        terms = _start(json.loads(requests.readline()))
+        terms = _start(first)
     except RewardError as error:
         send({"error": str(error)})
         return
-    template = reference_completion(terms, "{answer}")
-    send({"ready": True, "max_score": max_score(terms), "reference_completion": template})
+    send({"ready": True, "sources": {source: _describe(terms, source) for source in first["sources"]}})
     sys.stderr.flush()
     _silence(2)
     process = os.getpid()

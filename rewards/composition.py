@@ -20,7 +20,8 @@ class Term:
 
     `checks_answer`: the function says whether the answer is right, and takes `strict`. `max_score` is the largest value
     that the function gives (None: not known), `reference_completion` turns a reference answer into a completion that
-    gets it. `folder` holds the user's own function: errors name the file and line there.
+    gets it. `folder` holds the user's own function: errors name the file and line there. The term scores the samples of
+    the `sources` only, or all if there are none.
     """
 
     name: str
@@ -31,6 +32,11 @@ class Term:
     max_score: float | None = None
     reference_completion: Callable[[str], str] = str
     folder: Path | None = None
+    sources: Sequence[str] = ()
+
+    def scores(self, source: str) -> bool:
+        """Whether the term scores samples of this source."""
+        return not self.sources or source in self.sources
 
 
 def score(terms: Sequence[Term], sample: Sample) -> tuple[float, dict[str, float]]:
@@ -38,6 +44,7 @@ def score(terms: Sequence[Term], sample: Sample) -> tuple[float, dict[str, float
 
     Raises RewardError if a term raises or gives NaN or infinity, or if none applies.
     """
+    terms = [term for term in terms if term.scores(sample.task)]
     values = asyncio.run(_values(terms, sample))
     if not values:
         raise RewardError("no term applies")
@@ -70,7 +77,7 @@ def correctness(terms: Sequence[Term], sample: Sample) -> tuple[float | None, fl
     (None, None) if there is no such term. Raises RewardError if it raises.
     """
     for term in terms:
-        if term.checks_answer:
+        if term.checks_answer and term.scores(sample.task):
             strict = asyncio.run(_value(term, sample, strict=True))
             if strict is not None:
                 return strict, asyncio.run(_value(term, sample))

@@ -140,3 +140,9 @@ def _only(result: object, path: str) -> float | None:
         given = repr(result)[:100]
         raise RewardError(f"{path} must return a list with one score for each completion; it gave {given}") from None
     return None if value is None else float(value)
+
+
+def absolute_name(fn: str) -> str:
+    """The name of a function with the path of its .py file made absolute, so that a child finds it from anywhere."""
+    module, colon, function = fn.rpartition(":")
+    return f"{Path(module).expanduser().resolve()}:{function}" if colon and module.endswith(".py") else fn

@@ -54,6 +54,7 @@ BUILT_IN = (
     ("How many days are three weeks and four days?", "Three weeks have 3 * 7 = 21 days. 21 + 4 = 25.", "25"),
 )
 COLUMN = "demonstration"
+WARMUP = "warmup"  # the source of the built-in ones
 PROBE = "OKAY"  # an answer that no chat template has in it
 
 
@@ -72,7 +73,7 @@ def built_in_rows(system_prompt: str | None) -> list[Row]:
     for number, (question, reasoning, answer) in enumerate(BUILT_IN):
         text = f"<think>\n{reasoning}\n</think>\n<answer>{answer}</answer>"
         messages = (*system, {"role": "user", "content": question})
-        rows.append(Row(messages, (answer,), "warmup", {COLUMN: text}, f"built-in demonstration {number + 1}"))
+        rows.append(Row(messages, (answer,), WARMUP, {COLUMN: text}, f"built-in demonstration {number + 1}"))
     return rows
 
 

@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from conf.errors import UsageError
+from conf.sources import GYM
 from rewards.gym import reasoning_gym
 
-GYM = "reasoning_gym:"
 RawRow = tuple[str, object]
 
 
@@ -29,11 +29,6 @@ class BadRow(Exception):
 
 def read_rows(source: str, *, task: Mapping[str, object], split: str, seed: int) -> Iterator[RawRow]:
     """Every row of `source` as (place, row). Raises DataError if the source cannot be read."""
-    if source in ("", "???"):
-        raise DataError(
-            "data.source is not set: name a .jsonl, .csv or .parquet file, a Hugging Face dataset or "
-            f"{GYM}<task>, for example data.source=train.jsonl"
-        )
     file = Path(source).expanduser()
     if source.startswith(GYM):
         yield from _read_gym(source.removeprefix(GYM), task, seed)

@@ -7,9 +7,8 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-from actors.data.readers import GYM, BadRow, DataError, read_rows
+from actors.data.readers import BadRow, DataError, read_rows
 
 PROMPT_COLUMNS = ("messages", "prompt", "question", "problem")
 ANSWER_COLUMNS = ("answer", "ground_truth", "target", "solution", "label")
@@ -44,8 +43,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Loaded:
-    """All good rows, the columns they were read from, and the bad ones as `place: reason`."""
+    """All good rows of the source `name`, the columns they were read from, and the bad ones as `place: reason`."""
 
+    name: str
     rows: list[Row]
     prompt_column: str
     answer_column: str | None
@@ -55,6 +55,7 @@ class Loaded:
 def load_rows(
     source: str,
     *,
+    name: str,
     task: Mapping[str, object],
     split: str,
     prompt_column: str | None,
@@ -65,8 +66,9 @@ def load_rows(
 ) -> Loaded:
     """Read every row of `source`. Raises DataError if it cannot be read or holds over `max_bad_rows` bad rows.
 
-    `task` and `seed` are options of a reasoning-gym task, `split` that of a dataset of the hub. Columns are those
-    named, or the first of PROMPT_COLUMNS and ANSWER_COLUMNS. `system_prompt` goes before messages that have none.
+    Rows carry the `name` of the source. `task` and `seed` are options of a reasoning-gym task, `split` is that of a
+    dataset of the hub. Columns are those named, or the first of PROMPT_COLUMNS and ANSWER_COLUMNS. `system_prompt` goes
+    before messages that have none.
     """
     raw = list(read_rows(source, task=task, split=split, seed=seed))
     if not raw:
@@ -82,7 +84,6 @@ def load_rows(
                 "set data.prompt_column"
             )
     answers = _choose_column(answer_column, ANSWER_COLUMNS, columns, key="data.answer_column")
-    name = source.removeprefix(GYM) if source.startswith(GYM) else Path(source).stem
     rows, bad = [], []
     for place, row in raw:
         try:
@@ -94,7 +95,7 @@ def load_rows(
         raise DataError(f"{len(bad)} bad rows, {max_bad_rows} allowed (data.max_bad_rows):\n  {shown}")
     if not rows:
         raise DataError(f"data.source: {source} holds no usable row")
-    return Loaded(rows, prompts or "", answers, bad)
+    return Loaded(name, rows, prompts or "", answers, bad)
 
 
 def _choose_column(asked: str | None, known: tuple[str, ...], columns: list[str], *, key: str) -> str | None:

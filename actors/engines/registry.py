@@ -85,6 +85,8 @@ def _vllm_unavailable(device: str, quantization: str, family: "ModelFamily") -> 
             return (
                 "nobody has compared vLLM's mixtures of experts with transformers' here; use engine.name=transformers"
             )
+        if family.has_linear_attention:
+            return f"nobody has compared vLLM's {family.name} with transformers' here; use engine.name=transformers"
         if family.has_image_encoder and find_spec("torchvision") is None:
             return (
                 f"vLLM needs torchvision for {family.name}, which is not installed; engine.name=transformers does not"

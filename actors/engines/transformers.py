@@ -16,6 +16,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from actors.engines.base import EngineOptions, SpanLog, check_sampled
 from actors.engines.stop_strings import StopStrings
+from actors.models.families import family_of
 from actors.models.loading import load_base_model
 from actors.models.lora import FlatLora, LoraArguments, lora_arguments_of
 from actors.models.source import ModelSource
@@ -67,6 +68,8 @@ class TransformersEngine:
         self._lora = FlatLora(model, **lora, seed=0)
         self._model = self._lora.model.eval()
         self._tokenizer = tokenizer
+        self._config = model.config.get_text_config()
+        self._carries_state = family_of(model.config).has_linear_attention
         self._eos = frozenset(eos_token_ids)
         self._stops = cache(lambda texts: StopStrings(texts, tokenizer))
         self._max_num_seqs = max_num_seqs
@@ -124,7 +127,8 @@ class TransformersEngine:
             rows = [_Row.start(r, self._stops(r.sampling.stop), self._model.device) for r in requests]
             for row in rows:
                 self._spans.start(row.request.request_id)
-            self._cohorts.append(_Cohort.start(rows, self._model.device))
+            cache = DynamicCache(config=self._config) if self._carries_state else DynamicCache()
+            self._cohorts.append(_Cohort.start(rows, cache, self._model.device))
 
     def _advance(self, cohort: _Cohort) -> None:
         positions = (cohort.mask.cumsum(-1) - 1).clamp_min(0)[:, -cohort.input_ids.shape[1] :]
@@ -200,12 +204,12 @@ class _Cohort:
     cache: DynamicCache
 
     @classmethod
-    def start(cls, rows: list[_Row], device: torch.device) -> _Cohort:
+    def start(cls, rows: list[_Row], cache: DynamicCache, device: torch.device) -> _Cohort:
         prompts = [row.request.prompt_token_ids for row in rows]
         width = max(map(len, prompts))
         ids = [[0] * (width - len(p)) + list(p) for p in prompts]
         mask = [[0] * (width - len(p)) + [1] * len(p) for p in prompts]
-        return cls(rows, torch.tensor(ids, device=device), torch.tensor(mask, device=device), DynamicCache())
+        return cls(rows, torch.tensor(ids, device=device), torch.tensor(mask, device=device), cache)
 
     def keep(self, index: list[int]) -> None:
         """Drop all rows but those at `index`."""

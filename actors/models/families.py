@@ -6,7 +6,7 @@ nothing.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from transformers import PreTrainedConfig
 
@@ -37,11 +37,12 @@ class ModelFamily:
     `fused_projections` names each matrix that engines stack from several linear layers of transformers, and those
     layers in the order of their rows; nf4 takes or leaves the layers of one matrix together. `targets` are the layers
     that get an adapter if the user names none, and `logits` reads from a configuration what follows the head.
-    `has_experts`: a mixture of experts, whose adapter is on attention alone. `has_image_encoder`: only the checkpoint's
-    language model is trained and served. `plain_attention` is transformers' implementation that computes all of the
-    family's attention. `vllm_names` are parts of module names, as transformers and as vLLM has them. `oldest_vllm` is
-    the first version that was seen to compute the family as transformers does, and `has_fused_kernels` says whether
-    liger-kernel's kernels were.
+    `has_experts`: a mixture of experts, whose adapter is on attention alone. `has_linear_attention`: some layers carry
+    a state from token to token. `has_image_encoder`: only the checkpoint's language model is trained and served.
+    `plain_attention` is transformers' implementation that computes all of the family's attention. `vllm_names` are
+    parts of module names, as transformers and as vLLM has them. `oldest_vllm` is the first version that was seen to
+    compute the family as transformers does, and `has_fused_kernels` says whether liger-kernel's kernels were. `refused`
+    names what some of the family's models have and nobody has compared.
     """
 
     name: str
@@ -49,6 +50,8 @@ class ModelFamily:
     fused_projections: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: QKV_AND_GATE_UP)
     logits: Callable[[PreTrainedConfig], LogitTransform] = _plain_logits
     has_experts: bool = False
+    has_linear_attention: bool = False
+    refused: Callable[[PreTrainedConfig], str | None] = lambda _: None
     plain_attention: str = "sdpa"
     has_image_encoder: bool = False
     vllm_names: tuple[tuple[str, str], ...] = ()
@@ -85,16 +88,36 @@ def _divided(config: PreTrainedConfig) -> LogitTransform:
     return LogitTransform(scale=1.0 / config.get_text_config().logits_scaling)
 
 
+def _gemma4_refused(config: PreTrainedConfig) -> str | None:
+    text = config.get_text_config()
+    if text.enable_moe_block:
+        return "experts"
+    return "keys that are its values" if text.attention_k_eq_v else None
+
+
 LANGUAGE_MODEL = (("model.language_model.", "language_model.model."), ("lm_head", "language_model.lm_head"))
 
+GEMMA4 = ModelFamily("Gemma 4", logits=_softcapped, has_fused_kernels=False, refused=_gemma4_refused)
+QWEN3_5 = ModelFamily(
+    "Qwen3.5",
+    (*ATTENTION, *MLP, "in_proj_qkv", "in_proj_z", "out_proj"),
+    has_linear_attention=True,
+    has_fused_kernels=False,
+)
 # By the `model_type` of config.json.
 FAMILIES: dict[str, ModelFamily] = {
     "llama": ModelFamily("Llama"),
     "qwen2": ModelFamily("Qwen2.5"),
     "qwen3": ModelFamily("Qwen3"),
+    "qwen3_5_text": QWEN3_5,
+    "qwen3_5": replace(QWEN3_5, has_image_encoder=True),
     "mistral": ModelFamily("Mistral"),
     "ministral": ModelFamily("Ministral"),
     "ministral3": ModelFamily("Ministral 3", oldest_vllm="0.32", has_fused_kernels=False),
+    # Ministral 3 and Mistral Small 3 come with an image encoder.
+    "mistral3": ModelFamily(
+        "Mistral 3", has_image_encoder=True, oldest_vllm="0.32", has_fused_kernels=False, vllm_names=LANGUAGE_MODEL
+    ),
     # Its checkpoints hold the stacked matrices, so that transformers has them as single layers.
     "phi3": ModelFamily("Phi-3 and Phi-4", ("qkv_proj", "o_proj", "gate_up_proj", "down_proj"), {}),
     "gemma2": ModelFamily("Gemma 2", logits=_softcapped, plain_attention="eager"),
@@ -102,6 +125,8 @@ FAMILIES: dict[str, ModelFamily] = {
     "gemma3": ModelFamily(
         "Gemma 3", logits=_softcapped, has_image_encoder=True, has_fused_kernels=False, vllm_names=LANGUAGE_MODEL
     ),
+    "gemma4_text": GEMMA4,
+    "gemma4": replace(GEMMA4, has_image_encoder=True, vllm_names=LANGUAGE_MODEL),
     "smollm3": ModelFamily("SmolLM3"),
     "granite": ModelFamily("Granite", logits=_divided),
     "olmo2": ModelFamily("OLMo 2"),
@@ -128,6 +153,10 @@ def family_of(config: PreTrainedConfig) -> ModelFamily:
         raise ModelError(
             f"model.path: nobody has shown that a {config.model_type!r} model is trained exactly here; choose one of "
             f"{known}, or see docs/models.md on how to add a family"
+        )
+    if (part := family.refused(config)) is not None:
+        raise ModelError(
+            f"model.path: nobody has shown that {family.name} with {part} is trained exactly here; choose another size"
         )
     return family
 

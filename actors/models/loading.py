@@ -11,7 +11,15 @@ from typing import Protocol, TypedDict, cast, runtime_checkable
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    BitsAndBytesConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 from actors.models.families import family_of
 from actors.models.source import ModelError, ModelSource
@@ -22,6 +30,12 @@ def load_config(source: ModelSource, *, trust_remote_code: bool) -> PretrainedCo
     """The model's configuration. Raises ModelError if it cannot be read."""
     with _readable(source):
         return AutoConfig.from_pretrained(source.path, revision=source.revision, trust_remote_code=trust_remote_code)
+
+
+def model_class(config: PretrainedConfig) -> type[AutoModelForCausalLM] | type[AutoModelForImageTextToText]:
+    """What makes a language model of this configuration: some models have none without their image encoder."""
+    is_language_model = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or hasattr(config, "auto_map")
+    return AutoModelForCausalLM if is_language_model else AutoModelForImageTextToText
 
 
 def choose_dtype(name: str, device: str) -> str:
@@ -63,7 +77,7 @@ def check_checkpoint(source: ModelSource, model: PreTrainedModel, *, trust_remot
         check_loading_report(source.path, {"missing_keys": missing, "mismatched_keys": ()})
         return
     with _readable(source, RuntimeError):
-        loaded = AutoModelForCausalLM.from_pretrained(
+        loaded = model_class(load_config(source, trust_remote_code=trust_remote_code)).from_pretrained(
             source.path,
             revision=source.revision,
             trust_remote_code=trust_remote_code,
@@ -129,11 +143,12 @@ def load_base_model(
     Raises ModelError if the checkpoint cannot be read.
     """
     in_flight = quantization == "nf4" and checkpoint_quantization(source, trust_remote_code=trust_remote_code) is None
+    config = load_config(source, trust_remote_code=trust_remote_code)
     if attention is None:
-        attention = family_of(load_config(source, trust_remote_code=trust_remote_code)).plain_attention
+        attention = family_of(config).plain_attention
     nf4 = {"quantization_config": _nf4_config(dtype, keep_16bit)} if in_flight else {}
     with _readable(source):
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        model: PreTrainedModel = model_class(config).from_pretrained(
             source.path,
             revision=source.revision,
             dtype=getattr(torch, dtype),

@@ -8,16 +8,16 @@ knows no engine.
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
 
 import torch
 from accelerate import init_empty_weights
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from actors.models.families import family_of
-from actors.models.loading import disable_repacking, keep_language_model, load_config
+from actors.models.loading import disable_repacking, keep_language_model, load_config, model_class
 from actors.models.source import ModelSource
 from conf.errors import UsageError
 
@@ -62,7 +62,7 @@ def build_meta_model(
     config.use_cache = False
     config.get_text_config().use_cache = False
     with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(
+        model = model_class(config).from_config(
             config,
             dtype=getattr(torch, dtype),
             attn_implementation=attention or plain,
@@ -97,11 +97,24 @@ def share_weights(model: PreTrainedModel, weights: BaseWeights, *, device: str) 
             )
         setattr(model.get_submodule(owner), leaf, torch.nn.Parameter(_usable_in_autograd(weight), requires_grad=False))
     model.tie_weights()
-    for module in model.modules():
+    for path, module in model.named_modules():
+        of_checkpoint = dict(persistent_buffers(module))
         for name, buffer in module._buffers.items():
+            if name in of_checkpoint:
+                shared = weights.get(f"{path}.{name}")
+                if not isinstance(shared, torch.Tensor) or shared.shape != of_checkpoint[name].shape:
+                    raise SharingImpossible(f"the engine has no {path}.{name}")
+                buffer = _usable_in_autograd(shared)
             module._buffers[name] = None if buffer is None else buffer.to(device)
     _check_shared(model, weights)
     return model
+
+
+def persistent_buffers(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """The module's own tensors that a checkpoint has and that are no parameters."""
+    for name, buffer in module._buffers.items():
+        if buffer is not None and name not in module._non_persistent_buffers_set:
+            yield name, buffer
 
 
 def _usable_in_autograd(tensor: torch.Tensor) -> torch.Tensor:
@@ -158,6 +171,9 @@ def named_base_weights(model: torch.nn.Module) -> BaseWeights:
         plain = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
         state = getattr(parameter, "quant_state", None)
         weights[plain] = parameter if state is None else Nf4Weight(parameter.data, state)
+    for path, module in model.named_modules(remove_duplicate=False):
+        plain = path.removeprefix("base_model.model.").replace(".base_layer", "")
+        weights |= {f"{plain}.{name}": buffer for name, buffer in persistent_buffers(module)}
     return weights
 
 

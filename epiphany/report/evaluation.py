@@ -113,22 +113,34 @@ def best_constant(answers: Sequence[str | None]) -> tuple[str, float]:
 
 
 def record(
-    step: int,
-    greedy: Summary,
-    sampled: Summary | None,
-    constant: tuple[str, float],
-    *,
-    seconds: float,
-    reward: str,
+    step: int, greedy: Sequence[Group], sampled: Sequence[Group], *, seconds: float, reward: str
 ) -> dict[str, object]:
-    """One line of evaluations.jsonl. `reward` is a fingerprint of the reward's terms: only equal ones are compared."""
-    return {
+    """One line of evaluations.jsonl for the scored groups of an evaluation.
+
+    `reward` is a fingerprint of the reward's terms: only equal ones are compared.
+    """
+    answer, share = best_constant([group.prompt.answer for group in greedy])
+    line = {
         "step": step,
         "reward": reward,
-        "greedy": asdict(greedy),
-        "sampled": None if sampled is None else asdict(sampled),
-        "best_constant": {"answer": constant[0], "share": constant[1]},
+        **_summaries(greedy, sampled),
+        "best_constant": {"answer": answer, "share": share},
         "seconds": round(seconds, 3),
+    }
+    names = sorted({group.prompt.task for group in greedy})
+    if len(names) > 1:
+        line["by_source"] = {name: _summaries(_of_source(greedy, name), _of_source(sampled, name)) for name in names}
+    return line
+
+
+def _of_source(groups: Sequence[Group], name: str) -> list[Group]:
+    return [group for group in groups if group.prompt.task == name]
+
+
+def _summaries(greedy: Sequence[Group], sampled: Sequence[Group]) -> dict[str, object]:
+    return {
+        "greedy": asdict(summarize(greedy)),
+        "sampled": asdict(summarize(sampled)) if sampled else None,
     }
 
 
@@ -136,6 +148,8 @@ def one_line(record: Row) -> str:
     """A record as a line for the console, with the number of completions that could not be scored."""
     parts = [f"{kind} {headline(record[kind])}" for kind in ("greedy", "sampled") if record.get(kind)]
     line = f"evaluation at step {record['step']}: {', '.join(parts)}"
+    for name, of_source in record.get("by_source", {}).items():
+        line += f"; {name}: {headline(of_source['greedy'])}"
     unscorable = unscorable_of(record)
     return f"{line} ({unscorable} completions could not be scored)" if unscorable else line
 

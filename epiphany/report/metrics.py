@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from actors.replay.admission import is_solved
 from conf.errors import disk_errors
 from learner.metrics import StepStats
 from rewards.variance import is_zero_variance
@@ -74,6 +75,7 @@ def step_row(table: pa.Table, stats: StepStats, numbers: StepNumbers) -> dict[st
     return {
         "step": stats.version,
         **_reward_columns(table),
+        **_source_columns(table),
         "unscorable": numbers.unscorable,
         "unscorable_share": numbers.unscorable / numbers.samples if numbers.samples else None,
         "unscorable_error": numbers.unscorable_error,
@@ -109,6 +111,37 @@ def _reward_columns(table: pa.Table) -> dict[str, object]:
         "constant_share": constant_share,
         "constant_text": constant_text,
     }
+
+
+def _source_columns(table: pa.Table) -> dict[str, object]:
+    """What sets the sources of a batch apart; nothing if there is one."""
+    sources = table.column("task").to_pylist()
+    names = sorted(set(sources))
+    if len(names) < 2:
+        return {}
+    by_source = {}
+    for name in names:
+        rows = table.filter(pa.array([source == name for source in sources]))
+        reward = _reward_columns(rows)
+        lengths = pc.list_value_length(rows.column("behavior_logprobs"))  # type: ignore[attr-defined]
+        by_source[name] = {
+            "reward": reward["reward"],
+            "reward_terms": reward["reward_terms"],
+            "zero_variance_share": reward["zero_variance_share"],
+            "completion_tokens": pc.mean(lengths).as_py(),  # type: ignore[attr-defined]
+            "truncated_share": rows.column("finish_reason").to_pylist().count("length") / rows.num_rows,
+            "completions": rows.num_rows,
+        }
+    return {"by_source": by_source}
+
+
+def solved_ordinals(table: pa.Table, max_scores: Mapping[str, float | None]) -> list[int]:
+    """The prompts whose whole group got the largest reward of its source."""
+    rewards: dict[tuple[int, str], list[float | None]] = {}
+    columns = [table.column(name).to_pylist() for name in ("ordinal", "task", "reward")]
+    for ordinal, source, reward in zip(*columns, strict=True):
+        rewards.setdefault((ordinal, source), []).append(reward)
+    return [ordinal for (ordinal, source), group in rewards.items() if is_solved(group, max_scores.get(source))]
 
 
 def _rollout_columns(table: pa.Table, *, trained_version: int) -> dict[str, object]:

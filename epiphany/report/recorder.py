@@ -1,6 +1,6 @@
 """Recorder: writes what a step leaves behind, in the process that has the rows. Knows neither console nor workers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,7 +15,7 @@ class Recorder:
     """Writes metrics to the JSONL file `file`, to `tensorboard` and to `sinks`, and rows to the folder `completions`.
 
     Lines after `last_step`, of a run that died after its checkpoint, are removed. Raises UsageError for a sink that is
-    unknown or whose package is missing.
+    unknown or whose package is missing. `max_scores` are the largest rewards by source.
     """
 
     def __init__(
@@ -27,7 +27,9 @@ class Recorder:
         last_step: int,
         sinks: Sequence[str] = (),
         run_name: str = "default",
+        max_scores: Mapping[str, float | None] | None = None,
     ) -> None:
+        self._max_scores = max_scores or {}
         self._sinks = open_sinks(sinks, SinkOptions(file, tensorboard, run_name, last_step))
         self._completions = completions
         self._diagnosis = Diagnosis([row for row in metrics.read(file) if row["step"] <= last_step])
@@ -35,14 +37,14 @@ class Recorder:
     def record(self, table: pa.Table, stats: StepStats, numbers: metrics.StepNumbers) -> metrics.Row:
         """Write the step that trained `table`, and return its row for the console.
 
-        The row has `warnings` by name, and `notes`, lines for the user that are not written. Raises DiskError if
-        the disk does not take the completions.
+        The row has `warnings` by name; `notes`, lines for the user, and `solved`, the ordinals of the groups that got
+        the full score throughout, are not written. Raises DiskError if the disk does not take the completions.
         """
         row = metrics.step_row(table, stats, numbers)
         row["warnings"] = self._diagnosis.add(row)
         self._sinks.write(row)
         metrics.write_step_table(self._completions, stats.version, table)
-        return {**row, "notes": self._sinks.take_notes()}
+        return {**row, "notes": self._sinks.take_notes(), "solved": metrics.solved_ordinals(table, self._max_scores)}
 
     def close(self) -> None:
         self._sinks.close()

@@ -25,7 +25,10 @@ ROLES = frozenset({"rollout", "learner"})  # what one process may do
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What the plan needs of a model. Sizes count elements; nf4 packs `linear` and leaves `other` as it is."""
+    """What the plan needs of a model. Sizes count elements; nf4 packs `linear` and leaves `other` as it is.
+
+    `carried` are the float32 values per token that a layer of linear attention keeps for backward.
+    """
 
     layers: int
     hidden: int
@@ -38,6 +41,7 @@ class ModelShape:
     other: int
     lora: int
     has_softcap: bool = False
+    carried: int = 0
 
     @classmethod
     def of(cls, model: PreTrainedModel, lora_size: int, kept: frozenset[str] = frozenset()) -> "ModelShape":
@@ -64,6 +68,7 @@ class ModelShape:
             other=everything - sum(packed),
             lora=lora_size,
             has_softcap=family_of(model.config).logits(model.config).softcap is not None,
+            carried=_carried(config) if family_of(model.config).has_linear_attention else 0,
         )
 
     def shard(self, devices: int) -> "ModelShape":
@@ -97,12 +102,24 @@ class ModelShape:
     @property
     def saved_per_layer(self) -> int:
         """Bytes per token that one layer keeps for backward: norms and residuals, attention, SwiGLU."""
-        return VALUE_BYTES * (4 * self.hidden + 3 * self.queries + 4 * self.keys + 3 * self.intermediate)
+        plain = VALUE_BYTES * (4 * self.hidden + 3 * self.queries + 4 * self.keys + 3 * self.intermediate)
+        return plain + 4 * self.carried
 
     @property
     def working(self) -> int:
         """Bytes per token that one layer's backward needs beyond what was saved."""
-        return VALUE_BYTES * (4 * self.hidden + 3 * self.intermediate)
+        return VALUE_BYTES * (4 * self.hidden + 3 * self.intermediate) + 4 * self.carried
+
+
+def _carried(config: PreTrainedConfig) -> int:
+    """Per token: ten tensors of the heads' size, three of the pairs in a chunk of 64 tokens, and the convolution's."""
+    heads, keys, values = (
+        config.linear_num_value_heads,
+        config.linear_key_head_dim,
+        config.linear_value_head_dim,
+    )
+    convolved = 2 * config.linear_num_key_heads * keys + heads * values
+    return heads * (10 * max(keys, values) + 3 * 64) + 2 * convolved
 
 
 def _intermediate(config: PreTrainedConfig) -> int:

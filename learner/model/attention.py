@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from transformers import AttentionInterface
 
 from actors.models.source import ModelError
-from learner.model.supported import Probe, check_keywords
+from learner.model.probe import Probe, check_keywords
 from learner.packing import Packing
 
 NAME = "epiphany_packed"

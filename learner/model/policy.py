@@ -16,6 +16,7 @@ from actors.models.lora import FlatLora, LoraArguments
 from actors.types import Truncation
 from learner.minibatches import MicroBatch
 from learner.model.fused import fuse
+from learner.model.linear_attention import pack_linear_attention
 from learner.model.logprobs import EVERY_TOKEN, token_logprobs
 from learner.model.lora_linear import FastLora
 from learner.model.offload import Offload
@@ -52,6 +53,7 @@ class Policy:
         fused_kernels: bool = True,
     ) -> None:
         check_head(model)
+        pack_linear_attention(model)
         if fused_kernels:
             fuse(model)
         if gradient_checkpointing:

@@ -6,39 +6,18 @@ neither adapters nor losses.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from actors.models.source import ModelError
+from learner.model.linear_attention import LINEAR_ATTENTION, pack_linear_attention
+from learner.model.probe import Probe, listed
 
-# Keywords of an attention call that change neither which keys a query sees nor how they are weighted.
-HARMLESS = frozenset({"position_ids", "cache_position", "use_cache", "output_attentions", "output_hidden_states"})
 LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
 # A rotary embedding whose frequencies change at a length; engine and learner choose them differently.
 BY_LENGTH = "longrope"
-
-
-@dataclass
-class Probe:
-    """Takes the place of a Packing and records what a model asks of its attention."""
-
-    calls: int = 0
-    asked: dict[str, object] = field(default_factory=dict)
-
-    def record(self, keywords: Mapping[str, object]) -> None:
-        """Count one attention call, and keep those of its keywords that the learner does not compute."""
-        self.calls += 1
-        self.asked |= _with_effect(keywords)
-
-
-def check_keywords(keywords: Mapping[str, object]) -> None:
-    """Raises ModelError if a keyword of an attention call changes its result and is not computed."""
-    unknown = _with_effect(keywords)
-    if unknown:
-        raise ModelError(f"the learner's attention does not compute {_listed(unknown)}")
 
 
 def check_attention(model: PreTrainedModel, *, longest: int) -> None:
@@ -48,7 +27,8 @@ def check_attention(model: PreTrainedModel, *, longest: int) -> None:
     longest sequence in tokens; a rotary embedding that changes with the length is fixed to what it is up to there.
     """
     name, config = type(model).__name__, model.config.get_text_config()
-    other_layers = set(getattr(config, "layer_types", None) or ()) - LAYER_TYPES
+    computed = LAYER_TYPES | ({LINEAR_ATTENTION} if pack_linear_attention(model) else set())
+    other_layers = set(getattr(config, "layer_types", None) or ()) - computed
     if other_layers:
         raise ModelError(
             f"{name} has layers of {', '.join(sorted(other_layers))}, which the learner does not compute; "
@@ -72,7 +52,7 @@ def check_attention(model: PreTrainedModel, *, longest: int) -> None:
         )
     if probe.asked:
         raise ModelError(
-            f"{name} uses {_listed(probe.asked)}, which the learner's attention does not compute; "
+            f"{name} uses {listed(probe.asked)}, which the learner's attention does not compute; "
             "choose another model.path"
         )
 
@@ -114,18 +94,3 @@ def _static_experts(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         model.set_experts_implementation(stock)
-
-
-def _with_effect(keywords: Mapping[str, object]) -> dict[str, object]:
-    """The keywords of an attention call that change its result and are not computed."""
-
-    def has_effect(name: str, value: object) -> bool:
-        return not (value is None or name in HARMLESS or (name == "is_causal" and value is True))
-
-    return {name: value for name, value in keywords.items() if has_effect(name, value)}
-
-
-def _listed(keywords: Mapping[str, object]) -> str:
-    return ", ".join(
-        f"{name}={value}" if isinstance(value, (int, float, str)) else name for name, value in sorted(keywords.items())
-    )

@@ -25,8 +25,10 @@ def engines_of(model_type: str) -> list[str]:
     return ["vllm", "transformers"]
 
 
+# Language models of checkpoints with an image encoder, which are also there without it.
+TWICE = ("gemma4", "mistral3", "qwen3_5")
 PAIRS = [
-    pytest.param(model_type, engine, marks=[pytest.mark.nightly] if i else [])
+    pytest.param(model_type, engine, marks=[pytest.mark.nightly] if i or model_type in TWICE else [])
     for model_type in FAMILIES
     for i, engine in enumerate(engines_of(model_type))
 ]

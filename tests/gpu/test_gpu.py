@@ -5,12 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 
+from actors.engines.vllm.engine import VllmEngine
 from actors.models.loading import load_base_model
 from actors.models.source import ModelSource
 from actors.models.tokenizer import end_of_sequence_ids, load_tokenizer
 from actors.rollout import RolloutWorker
-from actors.types import Sampling
+from actors.types import Prompt, Request, Sampling
 from benchmarks.common import sample_groups
+from learner.learner import Learner
 from learner.model.attention import NAME, Scores, _padded, _varlen
 from learner.model.flex_attention import flex
 from learner.model.policy import Policy
@@ -60,8 +62,6 @@ def test_fast_attention_equals_padded_attention(window: int | None, softcap: flo
 
 
 def test_engine_and_learner_agree_in_bf16(smollm2: str, capfd: pytest.CaptureFixture[str]):
-    from actors.engines.vllm.engine import VllmEngine
-
     source = ModelSource(smollm2, None, "")
     tokenizer = load_tokenizer(source, chat_template=None, trust_remote_code=False)
     base = load_base_model(
@@ -86,3 +86,23 @@ def test_engine_and_learner_agree_in_bf16(smollm2: str, capfd: pytest.CaptureFix
     with capfd.disabled():
         print("\nbf16 mean and max |engine - learner| before each update:", [f"{a:.4f} {b:.3f}" for a, b in means])
     assert max(mean for mean, _ in means) < 0.05
+    check_stop_texts(engine, prompts[0], learner)
+
+
+def check_stop_texts(engine: VllmEngine, prompt: Prompt, learner: Learner) -> None:
+    """A step is always under way when an answer ends with a text and when an adapter comes; nothing is counted twice."""
+    stop, after = ",", {}
+    requests = [Request(f"stop/{i}", prompt.token_ids, Sampling(1.0, 64, stop=(stop,))) for i in range(64)]
+    engine.submit(requests)
+    steps = 0
+    while engine.unfinished:
+        after |= {c.request_id: c for c in engine.step()}
+        steps += 1
+        if steps % 3 == 0:
+            engine.load_adapter(replace(learner.adapter(), version=100 + steps))
+    stopped = [c for c in after.values() if c.text.endswith(stop)]
+    assert len(after) == 64 and len(stopped) > 8
+    assert all(c.text.count(stop) == 1 and c.finish_reason == "stop" for c in stopped)
+    assert all(stop not in c.text for c in after.values() if c not in stopped)
+    for c in after.values():
+        assert sum(span.count for span in c.version_spans) == len(c.token_ids) == len(c.logprobs)

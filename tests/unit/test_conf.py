@@ -50,9 +50,10 @@ def test_algorithms_and_rewards_of_the_presets_exist():
 def test_the_promised_models_exist():
     models = {
         "smollm": ("2-135m", "2-360m", "2-1.7b", "3-3b"),
-        "qwen": ("2.5-0.5b", "2.5-1.5b", "2.5-3b", "2.5-7b", "3-0.6b", "3-1.7b", "3-4b", "3-8b", "3-30b-a3b"),
+        "qwen": ("2.5-0.5b", "2.5-1.5b", "2.5-3b", "2.5-7b", "3-0.6b", "3-1.7b", "3-4b", "3-8b", "3-30b-a3b")
+        + ("3.5-0.8b", "3.5-2b", "3.5-4b", "3.5-9b"),
         "llama-": ("3.2-1b", "3.2-3b", "3.1-8b"),
-        "gemma-": ("3-270m", "3-1b", "3-4b", "3-12b"),
+        "gemma-": ("3-270m", "3-1b", "3-4b", "3-12b", "4-e2b", "4-e4b"),
         "phi-": ("4", "4-mini"),
         "mistral-": ("7b",),
         "granite-": ("3.3-2b",),
@@ -121,7 +122,7 @@ def test_settings_that_cannot_work_together_are_named():
         ("evaluation.max_prompts=0", "evaluation.max_prompts=0: must be at least 1"),
         ("engine.name=fast", "engine.name=fast: choose auto, vllm, transformers"),
         ("run.sinks=[wandb, excel]", "run.sinks=excel: choose wandb, trackio"),
-        ("task=dance", "task=dance: choose train, status, plan"),
+        ("task=dance", "task=dance: choose train, difficulty, status, plan"),
         ("reward.terms=[]", "reward.terms is empty"),
         ("reward.terms=[{fn: numeric, weight: nan}]", "reward.terms[0].weight=nan: must be a number"),
         ("reward.terms=[{weight: 2}]", "reward.terms[0].fn: "),

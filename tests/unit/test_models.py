@@ -150,6 +150,14 @@ def test_a_head_with_a_bias_is_refused():
         check_head(meta_model("phi"))
 
 
+@pytest.mark.parametrize(
+    ("part", "name"), [("enable_moe_block", "experts"), ("attention_k_eq_v", "keys that are its values")]
+)
+def test_a_size_of_a_family_that_nobody_has_compared_is_refused(part: str, name: str):
+    with pytest.raises(ModelError, match=f"Gemma 4 with {name}"):
+        family_of(AutoConfig.for_model("gemma4_text", **{part: True}))
+
+
 def test_a_family_that_nobody_has_compared_is_refused_by_name():
     with pytest.raises(ModelError, match=r"'falcon_h1' model .* Llama, Qwen2\.5, .* docs/models\.md"):
         family_of(AutoConfig.for_model("falcon_h1"))

@@ -26,7 +26,7 @@ from conf.schema import Settings
         ("experiment@model=sums", "use experiment=<preset>"),
         ("reward.terms.0.weigth=2", "no setting reward.terms.0.weigth"),
         ("reward.terms=[{fn: exact, weigth: 2}]", "reward.terms: a term has no weigth; did you mean weight"),
-        ("reward.terms=[{fn: exact, x: 2}]", "a term has no x, only fn, name, weight, options"),
+        ("reward.terms=[{fn: exact, x: 2}]", "a term has no x, only fn, name, weight, sources, max_score, options"),
         ("reward.terms=[{fn: exact}],[{fn: exact, weigth: 2}]", "a term has no weigth"),
         ("reward.terms=[exact]", "write {fn: exact}"),
     ],

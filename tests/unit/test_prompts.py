@@ -1,5 +1,6 @@
 """Prompts: rendered once, split, and in a seeded order with an exact cursor."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from actors.data import rendering
-from actors.data.prompts import PromptSet
+from actors.data.prompts import PromptSet, Source
 from actors.data.readers import DataError
 from actors.data.rendering import Rendering
 from actors.data.sources import Row
@@ -29,14 +30,18 @@ def prompts(tiny_model: Path):
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
 
     def make(held_out: int = 5, seed: int = 0, limit: int = 100, **more) -> PromptSet:
-        return PromptSet(rows, tokenizer, held_out=held_out, max_prompt_tokens=limit, seed=seed, **more)
+        return PromptSet(
+            [Source("task", rows)], tokenizer, held_out=held_out, max_prompt_tokens=limit, seed=seed, **more
+        )
 
     return make
 
 
 def test_an_answer_may_begin_with_a_given_text(tokenizer: Any):
     rows = [row("q", "1"), row("p", "1")]
-    prompt = PromptSet(rows, tokenizer, held_out=1, max_prompt_tokens=99, seed=0, rendering=Rendering("<think>")).at(0)
+    prompt = PromptSet(
+        [Source("task", rows)], tokenizer, held_out=1, max_prompt_tokens=99, seed=0, rendering=Rendering("<think>")
+    ).at(0)
     assert prompt.text.endswith("assistant: <think>") and prompt.prefill == "<think>"
     completion = Completion("a", (1,), (0.0,), "so</think>", "stop", ())
     assert Trajectory.single_turn(completion, prefill=prompt.prefill).text == "<think>so</think>"
@@ -46,7 +51,7 @@ def test_variables_reach_the_chat_template_and_unknown_ones_are_refused(tokenize
     tokenizer.chat_template += "{% if not enable_thinking %}<think></think>{% endif %}"
     texts = [
         PromptSet(
-            [row("q", "1"), row("p", "1")],
+            [Source("task", [row("q", "1"), row("p", "1")])],
             tokenizer,
             held_out=1,
             max_prompt_tokens=99,
@@ -61,7 +66,7 @@ def test_variables_reach_the_chat_template_and_unknown_ones_are_refused(tokenize
     for name, message in (("thinking", "reads no 'thinking'"), ("add_generation_prompt", "not the template's to")):
         with pytest.raises(DataError, match=message):
             PromptSet(
-                [row("q", "1")],
+                [Source("task", [row("q", "1")])],
                 tokenizer,
                 held_out=0,
                 max_prompt_tokens=99,
@@ -102,7 +107,11 @@ def test_no_held_out_question_is_trained(prompts):
 def test_held_out_rows_of_their_own_count_their_overlap(prompts):
     extra = [row("q1", "1"), row("new", "2")]
     prompt_set = prompts(held_out_rows=extra)
-    assert (prompt_set.size, [p.question for p in prompt_set.held_out], prompt_set.overlap) == (40, ["q1", "new"], 1)
+    assert (prompt_set.size, [p.question for p in prompt_set.held_out], prompt_set.overlap) == (
+        40,
+        ["q1", "new"],
+        1,
+    )
 
 
 def test_too_long_prompts_are_counted_and_none_left_is_an_error(prompts):
@@ -118,25 +127,25 @@ def test_a_chat_template_that_refuses_the_messages_says_so(tiny_model: Path):
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
     with pytest.raises(DataError, match=r"System role not supported; change the messages, data.system_prompt"):
-        PromptSet([row("q", "1")], tokenizer, held_out=0, max_prompt_tokens=100, seed=0)
+        PromptSet([Source("task", [row("q", "1")])], tokenizer, held_out=0, max_prompt_tokens=100, seed=0)
 
 
 def test_a_chat_template_that_does_not_end_is_refused(tokenizer: Any, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(rendering, "TEMPLATE_SECONDS", 0.05)
     tokenizer.chat_template = "{% for i in range(2000) %}{% for j in range(1000) %}{% endfor %}{% endfor %}"
     with pytest.raises(DataError, match="does not end within"):
-        PromptSet([row("q", "1")], tokenizer, held_out=0, max_prompt_tokens=100, seed=0)
+        PromptSet([Source("task", [row("q", "1")])], tokenizer, held_out=0, max_prompt_tokens=100, seed=0)
 
 
 def test_a_chat_template_that_computes_nonsense_says_so(tokenizer: Any):
     tokenizer.chat_template = "{% for i in range(10 ** 9) %}{% endfor %}"  # over what Jinja's sandbox lets through
     with pytest.raises(DataError, match="refuses the prompt"):
-        PromptSet([row("q", "1")], tokenizer, held_out=0, max_prompt_tokens=100, seed=0)
+        PromptSet([Source("task", [row("q", "1")])], tokenizer, held_out=0, max_prompt_tokens=100, seed=0)
 
 
 def test_held_out_prompts_may_be_rendered_in_their_own_way(tokenizer: Any):
     prompt_set = PromptSet(
-        [row("q", "1"), row("p", "1")],
+        [Source("task", [row("q", "1"), row("p", "1")])],
         tokenizer,
         held_out=1,
         max_prompt_tokens=99,
@@ -152,10 +161,56 @@ def test_held_out_prompts_may_be_rendered_in_their_own_way(tokenizer: Any):
 def test_prompts_carry_all_answers_and_their_fingerprint_tells_them(tiny_model: Path):
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     sets = [
-        PromptSet([row("q", *answers), row("p", "1")], tokenizer, held_out=0, max_prompt_tokens=100, seed=0)
+        PromptSet(
+            [Source("t", [row("q", *answers), row("p", "1")])], tokenizer, held_out=0, max_prompt_tokens=100, seed=0
+        )
         for answers in (("1",), ("1", "2"), ("1", "2"))
     ]
     prompt = next(prompt for prompt in map(sets[1].at, range(2)) if prompt.question == "q")
     assert (prompt.answer, prompt.answers) == ("1", ("1", "2"))
     first, second, third = (prompt_set.fingerprint() for prompt_set in sets)
     assert first != second == third
+
+
+def test_sources_are_mixed_by_weight_and_each_holds_out_its_own(tokenizer: Any):
+    sources = [
+        Source(name, [replace(row(f"{name}{i}", "1"), task=name) for i in range(10)], weight)
+        for name, weight in (("a", 3.0), ("b", 1.0))
+    ]
+    prompt_set = PromptSet(sources, tokenizer, held_out=2, max_prompt_tokens=99, seed=0)
+    assert prompt_set.sizes == {"a": 8, "b": 8} and [p.task for p in prompt_set.held_out] == ["a", "b", "a", "b"]
+    tasks = [prompt_set.at(ordinal).task for ordinal in range(32)]
+    assert (tasks.count("a"), tasks.count("b")) == (24, 8)
+    assert len({prompt_set.at(i).question for i in range(32) if tasks[i] == "b"}) == 8
+    other = PromptSet(
+        [sources[0], replace(sources[1], weight=2.0)], tokenizer, held_out=2, max_prompt_tokens=99, seed=0
+    )
+    assert prompt_set.fingerprint() != other.fingerprint()
+
+
+def rated(question: str, rate: object) -> Row:
+    return replace(row(question, "1"), metadata={"pass_rate": rate})
+
+
+def test_only_rows_of_the_asked_difficulty_are_trained_and_all_are_held_out_from(tokenizer: Any):
+    rows = [rated(f"q{i}", i / 10) for i in range(11)] + [rated("long", None)]
+    prompt_set = PromptSet(
+        [Source("t", rows)], tokenizer, held_out=6, max_prompt_tokens=99, seed=0, difficulty=[0.2, 0.8]
+    )
+    trained = {prompt_set.at(i).question for i in range(prompt_set.size)}
+    held_out = {prompt.question for prompt in prompt_set.held_out}
+    assert trained and trained <= {f"q{i}" for i in range(2, 9)} and not trained & held_out
+    assert prompt_set.outside == 12 - 6 - len(trained)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([rated("a", 0.5), row("b", "1")], "has no pass_rate; task=difficulty"),
+        ([rated("a", 0.95), rated("b", 0.0)], r"data.difficulty=\[0.1, 0.9\]: no row of t has"),
+        ([rated("a", "half"), rated("b", 0.0)], "pass_rate is 'half', which is no share"),
+    ],
+)
+def test_rows_without_the_asked_difficulty_are_refused(tokenizer: Any, rows: list[Row], message: str):
+    with pytest.raises(DataError, match=message):
+        PromptSet([Source("t", rows)], tokenizer, held_out=0, max_prompt_tokens=99, seed=0, difficulty=[0.1, 0.9])

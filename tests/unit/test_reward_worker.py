@@ -164,7 +164,7 @@ def test_scores_a_group_in_order():
     assert [(s.reward, s.strict, s.lenient) for s in scored.scores] == [(0.0, 0.0, 0.0), (2.0, 1.0, 1.0)]
     both = replace(unscored, trajectories=trajectories, prompt=replace(unscored.prompt, answers=("1", "2")))
     assert [s.reward for s in scorer.score(both).scores] == [2.0, 2.0]
-    assert scorer.reference_completion("12") == ("12", 2.0)
+    assert (scorer.reference_completion("12"), scorer.max_score()) == ("12", 2.0)
     scorer.close()
 
 
@@ -172,7 +172,7 @@ def test_a_users_own_reward_is_neither_right_nor_has_it_a_maximum():
     with worker("nan") as scorer:
         score = scorer.score_sample(Sample("", "good", "1"), True)
         assert (score.reward, score.strict, score.lenient) == (1.0, None, None)
-        assert scorer.reference_completion("12") == ("12", None)
+        assert (scorer.reference_completion("12"), scorer.max_score()) == ("12", None)
 
 
 def test_an_error_says_where():

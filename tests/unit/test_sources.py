@@ -13,6 +13,7 @@ from actors.data.readers import DataError
 from actors.data.sources import load_rows
 
 DEFAULTS = {
+    "name": "rows",
     "task": {},
     "split": "train",
     "prompt_column": None,
@@ -96,9 +97,6 @@ def test_missing_sources_say_so(tmp_path: Path):
         load("nosuch.jsonl")
     with pytest.raises(DataError, match="is a folder; name a file in it"):
         load(tmp_path)
-    for unset in ("", "???"):
-        with pytest.raises(DataError, match=r"data.source is not set: name .* data.source=train.jsonl"):
-            load(unset)
     with pytest.raises(DataError, match="refuses nosuch"):
         load("reasoning_gym:nosuch")
 

@@ -23,7 +23,7 @@ from actors.engines.vllm.interfaces import (
     StackedLinear,
 )
 from actors.models.families import family_of
-from actors.models.weight_sharing import BaseWeights, Nf4Weight, SharingImpossible
+from actors.models.weight_sharing import BaseWeights, Nf4Weight, SharingImpossible, persistent_buffers
 from actors.types import Adapter, AdapterLayout
 
 if TYPE_CHECKING:
@@ -167,6 +167,7 @@ def base_weights(engine: LLMEngine) -> BaseWeights:
         name = family.name_from_vllm(path.removesuffix(".base_layer") + ".").removesuffix(".")
         parent, _, leaf = name.rpartition(".")
         slices = family.fused_projections.get(leaf, (leaf,))
+        weights |= {f"{name}.{kind}": buffer for kind, buffer in persistent_buffers(module)}
         for kind, parameter in module.named_parameters(recurse=False):
             if parameter.numel() == 0:
                 raise SharingImpossible(f"vLLM keeps the weights of {path} in a layout of its own")

@@ -1,0 +1,176 @@
+"""task=difficulty: how often the model answers each prompt right, written beside the data.
+
+What is measured is kept as it comes, so that the same command goes on where it was stopped. Knows workers that sample
+and score; knows no learner.
+"""
+
+import hashlib
+import json
+import statistics
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from actors.data.prompts import PASS_RATE
+from actors.data.rendering import Rendering
+from actors.pipeline import Pipeline
+from actors.replay.admission import is_solved
+from actors.runtime.supervisor import Supervisor
+from actors.types import Group, Prompt
+from conf.errors import UsageError, disk_errors
+from conf.schema import Settings
+from epiphany import preflight
+from epiphany.assembly import make_rollout
+from epiphany.identity import reward_fingerprint, user_files
+from epiphany.placement import make_runtime, timeouts_of
+from epiphany.run_data import load_model_source
+from epiphany.sampling import evaluation_sampling
+
+COMPLETIONS = 2048  # sampled at a time, after which they are kept
+
+
+def measure(
+    settings: Settings, note: Callable[[str], None], *, stop: Callable[[], bool], closing: ExitStack
+) -> Path | None:
+    """Measure all prompts and write the file; None if it was asked to stop. Raises UsageError."""
+    rows = preflight.check_inputs(settings)
+    if len(rows.train) > 1:
+        raise UsageError("task=difficulty: measure one source at a time, named by data.source")
+    max_score = preflight.check_reward(settings, rows, note)[rows.train[0].name]
+    measured_rows = rows.train[0].rows[: settings.difficulty.max_prompts]
+    output = output_file(settings)
+    source, tokenizer = load_model_source(settings)
+    rendering = Rendering(settings.sampling.prefill, settings.model.chat_template_kwargs)
+    prompts = [
+        replace(prompt, ordinal=number, purpose="evaluate")
+        for number, prompt in enumerate(rendering.render(measured_rows, tokenizer))
+    ]
+    log = _Log(output, _identity(settings, source.path, prompts))
+    note(f"{len(prompts)} prompts of {settings.data.source}, {len(log.results)} of them measured already")
+    longest = settings.data.max_prompt_tokens
+    waiting = [p for p in prompts if p.ordinal not in log.results and len(p.token_ids) <= longest]
+    if waiting:
+        pipeline = _start_sampling(settings, output.parent, note, closing)
+        sampling, samples = evaluation_sampling(settings), settings.difficulty.samples
+        size = max(1, COMPLETIONS // samples)
+        for start in range(0, len(waiting), size):
+            groups = pipeline.evaluate(waiting[start : start + size], sampling, samples, stop=stop)
+            if groups is None:
+                return None
+            log.add({group.prompt.ordinal: _result(group, max_score) for group in groups})
+            note(f"{min(start + size, len(waiting))} of {len(waiting)}: {_summary(log.results)}")
+    unknown = {PASS_RATE: None, "mean_reward": None}
+    with disk_errors(output.parent):
+        scratch = output.with_suffix(".writing")
+        with scratch.open("w") as stream:
+            for number, row in enumerate(measured_rows):
+                stream.write(json.dumps({**row.metadata, **log.results.get(number, unknown)}) + "\n")
+        scratch.rename(output)
+        log.file.unlink(missing_ok=True)
+    note(_summary(log.results))
+    note(f"written to {output}; to train on what is neither too easy nor too hard: data.difficulty=[0.1, 0.9]")
+    return output
+
+
+def output_file(settings: Settings) -> Path:
+    """Where the measured rows go."""
+    if settings.difficulty.output is not None:
+        return Path(settings.difficulty.output).expanduser()
+    source = Path(settings.data.source).expanduser()
+    if source.is_file():
+        return source.with_name(f"{source.stem}.difficulty.jsonl")
+    return Path(settings.run.folder) / "difficulty.jsonl"
+
+
+class _Log:
+    """Results by the number of the row, and the file that keeps them until all are there.
+
+    Those of another `identity` (model, prompts, sampling or reward) are discarded.
+    """
+
+    def __init__(self, output: Path, identity: str) -> None:
+        self.file = output.with_suffix(".partial")
+        self.results: dict[int, Mapping[str, float | None]] = {}
+        with disk_errors(output.parent):
+            output.parent.mkdir(parents=True, exist_ok=True)
+            lines = self.file.read_text().splitlines() if self.file.is_file() else []
+            kept = lines[1:] if lines[:1] == [identity] else []
+            for line in kept:
+                try:
+                    number, result = json.loads(line)
+                except ValueError:  # the line that was being written
+                    break
+                self.results[number] = result
+            self._rewrite(identity)
+
+    def _rewrite(self, identity: str) -> None:
+        self.file.write_text("".join([f"{identity}\n", *map(_line, self.results.items())]))
+
+    def add(self, results: Mapping[int, Mapping[str, float | None]]) -> None:
+        """Keep these, too."""
+        self.results |= results
+        with disk_errors(self.file.parent), self.file.open("a") as stream:
+            stream.writelines(map(_line, results.items()))
+
+
+def _line(entry: tuple[int, Mapping[str, float | None]]) -> str:
+    return json.dumps(entry) + "\n"
+
+
+def _identity(settings: Settings, model: str, prompts: Sequence[Prompt]) -> str:
+    """A hash of all that the results depend on."""
+    parts: list[Any] = [
+        model,
+        settings.model.quantization,
+        settings.difficulty.samples,
+        asdict(evaluation_sampling(settings)),
+        settings.run.seed,
+        reward_fingerprint(settings, user_files(settings)),
+        [prompt.token_ids for prompt in prompts],
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _start_sampling(settings: Settings, folder: Path, note: Callable[[str], None], closing: ExitStack) -> Pipeline:
+    """Workers that sample from the base model and score."""
+    runtime = make_runtime(settings, folder.resolve(), learners=False)
+    closing.callback(runtime.close)
+    supervisor = Supervisor(runtime, timeouts=timeouts_of(settings), note=note)
+    closing.callback(supervisor.close)
+    pipeline = Pipeline(supervisor)
+    workers = settings.runtime
+    supervisor.start("reward", workers.reward_workers, lambda _name: partial(preflight.make_reward, settings, None))
+    supervisor.start("rollout", workers.rollout_workers, lambda name: partial(make_rollout, settings, name))
+    return pipeline
+
+
+def _result(group: Group, max_score: float | None) -> dict[str, float | None]:
+    """The share of right answers among those that could be scored, and their mean reward.
+
+    Raises UsageError if the reward does not tell what is right.
+    """
+    scored = [(score, score.reward) for score in group.scores if score.reward is not None]
+    if not scored:
+        return {PASS_RATE: None, "mean_reward": None}
+    if max_score is None and any(score.lenient is None for score, _ in scored):
+        raise UsageError(
+            "task=difficulty: no term of the reward checks answers, and its full score is not known; set max_score of "
+            "the terms of reward.terms that are functions of your own"
+        )
+    right = [score.lenient == 1 if score.lenient is not None else is_solved([r], max_score) for score, r in scored]
+    return {PASS_RATE: statistics.fmean(right), "mean_reward": statistics.fmean(reward for _, reward in scored)}
+
+
+def _summary(results: Mapping[int, Mapping[str, float | None]]) -> str:
+    """How many prompts are how difficult."""
+    rates = [result[PASS_RATE] for result in results.values()]
+    known = [rate for rate in rates if rate is not None]
+    counts = Counter("never" if rate == 0 else "always" if rate == 1 else "at times" for rate in known)
+    parts = [f"{counts[kind]} {kind} right" for kind in ("never", "at times", "always")]
+    if len(known) < len(rates):
+        parts.append(f"{len(rates) - len(known)} not known")
+    return ", ".join(parts)
