@@ -59,6 +59,7 @@ GEMMA4: Mapping[str, object] = {
     "layer_types": ALTERNATING,
     "global_head_dim": 64,
     "num_kv_shared_layers": 2,
+    "use_double_wide_mlp": True,
     "hidden_size_per_layer_input": 16,
     "vocab_size_per_layer_input": 300,
     "final_logit_softcapping": 4.0,

@@ -97,7 +97,9 @@ def _gemma4_refused(config: PreTrainedConfig) -> str | None:
 
 LANGUAGE_MODEL = (("model.language_model.", "language_model.model."), ("lm_head", "language_model.lm_head"))
 
-GEMMA4 = ModelFamily("Gemma 4", logits=_softcapped, has_fused_kernels=False, refused=_gemma4_refused)
+GEMMA4 = ModelFamily(
+    "Gemma 4", logits=_softcapped, oldest_vllm="0.32", has_fused_kernels=False, refused=_gemma4_refused
+)
 QWEN3_5 = ModelFamily(
     "Qwen3.5",
     (*ATTENTION, *MLP, "in_proj_qkv", "in_proj_z", "out_proj"),

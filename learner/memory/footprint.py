@@ -49,7 +49,7 @@ class ModelShape:
         `kept`.
         """
         config = model.config.get_text_config()
-        head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        head = _widest(config, "head_dim") or config.hidden_size // config.num_attention_heads
         packed = [
             module.weight.numel()
             for name, module in model.named_modules()
@@ -61,7 +61,7 @@ class ModelShape:
             hidden=config.hidden_size,
             intermediate=_intermediate(config),
             queries=config.num_attention_heads * head,
-            keys=(config.num_key_value_heads or config.num_attention_heads) * head,
+            keys=(_widest(config, "num_key_value_heads") or config.num_attention_heads) * head,
             vocabulary=config.vocab_size,
             linear=sum(packed),
             largest_linear=max(packed, default=0),
@@ -111,6 +111,16 @@ class ModelShape:
         return VALUE_BYTES * (4 * self.hidden + 3 * self.intermediate) + 4 * self.carried
 
 
+def _widest(config: PreTrainedConfig, name: str) -> int | None:
+    """A size that may differ between layers, of the layer that has most."""
+    # transformers refuses to read it from the configuration of the whole model then.
+    layers = getattr(config, "per_layer_config", None)
+    if layers is None:
+        return getattr(config, name, None)
+    sizes = [getattr(layers[i], name, None) for i in range(config.num_hidden_layers)]
+    return max(filter(None, sizes), default=None)
+
+
 def _carried(config: PreTrainedConfig) -> int:
     """Per token: ten tensors of the heads' size, three of the pairs in a chunk of 64 tokens, and the convolution's."""
     heads, keys, values = (
@@ -126,7 +136,8 @@ def _intermediate(config: PreTrainedConfig) -> int:
     """The width of the MLP, of all experts that one token uses."""
     experts = getattr(config, "num_experts_per_tok", None)
     if not experts:
-        return config.intermediate_size
+        # Of Gemma 4, the layers without keys of their own may be wider.
+        return config.intermediate_size * (2 if getattr(config, "use_double_wide_mlp", False) else 1)
     return experts * (getattr(config, "moe_intermediate_size", None) or config.intermediate_size)
 
 

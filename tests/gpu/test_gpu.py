@@ -90,7 +90,7 @@ def test_engine_and_learner_agree_in_bf16(smollm2: str, capfd: pytest.CaptureFix
 
 
 def check_stop_texts(engine: VllmEngine, prompt: Prompt, learner: Learner) -> None:
-    """A step is always under way when an answer ends with a text and when an adapter comes; nothing is counted twice."""
+    """A step is under way whenever an answer ends with a text or an adapter comes; nothing is counted twice."""
     stop, after = ",", {}
     requests = [Request(f"stop/{i}", prompt.token_ids, Sampling(1.0, 64, stop=(stop,))) for i in range(64)]
     engine.submit(requests)

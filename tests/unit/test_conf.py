@@ -50,8 +50,9 @@ def test_algorithms_and_rewards_of_the_presets_exist():
 def test_the_promised_models_exist():
     models = {
         "smollm": ("2-135m", "2-360m", "2-1.7b", "3-3b"),
-        "qwen": ("2.5-0.5b", "2.5-1.5b", "2.5-3b", "2.5-7b", "3-0.6b", "3-1.7b", "3-4b", "3-8b", "3-30b-a3b")
-        + ("3.5-0.8b", "3.5-2b", "3.5-4b", "3.5-9b"),
+        "qwen2.5-": ("0.5b", "1.5b", "3b", "7b"),
+        "qwen3-": ("0.6b", "1.7b", "4b", "8b", "30b-a3b"),
+        "qwen3.5-": ("0.8b", "2b", "4b", "9b"),
         "llama-": ("3.2-1b", "3.2-3b", "3.1-8b"),
         "gemma-": ("3-270m", "3-1b", "3-4b", "3-12b", "4-e2b", "4-e4b"),
         "phi-": ("4", "4-mini"),

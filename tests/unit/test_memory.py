@@ -5,7 +5,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from accelerate import init_empty_weights
+from transformers import AutoConfig, AutoModelForCausalLM
 
+from actors.models.families import FAMILIES
+from actors.models.loading import keep_language_model, model_class
+from benchmarks.family_models import LAYERS, family_config
 from conf.compose import load_settings
 from conf.schema import Settings
 from epiphany.run_plan import EXPANDABLE_SEGMENTS, asked_of, enable_expandable_segments, workload_of
@@ -32,6 +37,28 @@ WORK = (
     "sampling.max_tokens=512",
     "data.max_prompt_tokens=128",
 )
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_the_shape_of_every_family_is_known(model_type: str):
+    config = family_config(model_type)
+    with init_empty_weights(include_buffers=False):
+        model = model_class(config).from_config(config)
+    keep_language_model(model)
+    shape = ModelShape.of(model, 100)
+    text = config.get_text_config()
+    assert (shape.layers, shape.hidden, shape.vocabulary) == (LAYERS, text.hidden_size, 300)
+    is_gemma4 = model_type.startswith("gemma4")
+    assert (shape.queries, shape.keys) == ((256, 128) if is_gemma4 else (128, 64))
+    assert bool(shape.carried) == model_type.startswith("qwen3_5")
+    assert shape.linear + shape.other == sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_a_model_that_does_not_say_the_size_of_its_heads_has_hidden_over_heads():
+    config = AutoConfig.for_model("qwen2", hidden_size=96, num_attention_heads=6, num_key_value_heads=2)
+    with init_empty_weights():
+        shape = ModelShape.of(AutoModelForCausalLM.from_config(config), 100)
+    assert (shape.queries, shape.keys) == (96, 32)
 
 
 def settings_of(*overrides: str) -> Settings:
