@@ -2,9 +2,11 @@
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from actors.engines.registry import ENGINES
 from actors.models.families import FAMILIES
 
 COLUMNS = ("family", "`model_type`", "CPU, vLLM", "CPU, transformers", "GPU, bf16", "GPU, nf4")
@@ -25,6 +27,12 @@ def in_16_bits(line: Line | None) -> str:
     return f"{line['engine_mean']:.3f}, {line['learner_mean']:.3f}, {line['plain_mean']:.3f}"
 
 
+def _on_gpu(by_key: Mapping[tuple[str, bool, str, str], Line], model_type: str, quantization: str) -> Line | None:
+    """What vLLM computed, else the simple engine."""
+    lines = (by_key.get((model_type, False, engine, quantization)) for engine in ENGINES)
+    return next(filter(None, lines), None)
+
+
 def main() -> None:
     lines = [json.loads(line) for file in sys.argv[1:] for line in Path(file).read_text().splitlines()]
     by_key = {
@@ -39,8 +47,7 @@ def main() -> None:
             f"`{model_type}`",
             in_float32(by_key.get((model_type, True, "vllm", "none"))),
             in_float32(by_key.get((model_type, True, "transformers", "none"))),
-            in_16_bits(by_key.get((model_type, False, "vllm", "none"))),
-            in_16_bits(by_key.get((model_type, False, "vllm", "nf4"))),
+            *(in_16_bits(_on_gpu(by_key, model_type, quantization)) for quantization in ("none", "nf4")),
         ]
         print(f"| {' | '.join(cells)} |")
 

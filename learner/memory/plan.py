@@ -116,7 +116,9 @@ def ways(asked: Asked, workload: Workload, shape: ModelShape, budget: int) -> It
     batch = workload.prompts_per_step * workload.group_size * (1 + workload.max_staleness)
     most_sequences = min(MAX_SEQUENCES, batch)
     chunk = 2 ** math.floor(math.log2(max(128, min(4096, 0.04 * budget / (VALUE_BYTES * shape.vocabulary)))))
-    sequences = [max(1, most_sequences >> i) for i in range(most_sequences.bit_length())]
+    # Eighths of them down to the half, and so on: 128, 112, 96, 80, 64, 56, ...
+    halves = [most_sequences >> i for i in range(most_sequences.bit_length())]
+    sequences = sorted({max(1, half * eighths // 8) for half in halves for eighths in range(5, 9)}, reverse=True)
     # Checkpointing, offloading, sleeping. With staleness, sequences are in flight while the learner works.
     measures = [(False, False, False), (True, False, False), (False, False, True)]
     measures += [(True, False, True), (True, True, False), (True, True, True)]

@@ -177,6 +177,13 @@ def test_the_engine_sleeps_before_activations_are_offloaded_and_only_then():
     assert not plan_of(settings_of(*WORK), gib=80).way.sleep_mode
 
 
+def test_a_card_that_holds_not_all_sequences_holds_nearly_all():
+    gsm8k = ("hardware=7gb", "model.quantization=nf4", "sampling.max_tokens=512", "data.max_prompt_tokens=512")
+    plan = plan_of(settings_of(*gsm8k, "algorithm.prompts_per_step=16", "algorithm.group_size=8"), gib=7)
+    # 128 would take 28,672 x 129 x 1,056 bytes, 3.64 GiB, beside 2.90 of all that is there while they are sampled.
+    assert (plan.way.max_num_seqs, plan.way.sleep_mode, plan.way.micro_batch_tokens) == (112, True, 16384)
+
+
 def test_without_a_gpu_nothing_is_left_open():
     settings = settings_of()
     way = plan_without_gpu(asked_of(settings), workload_of(settings, "none"), QWEN, value_bytes=4)
