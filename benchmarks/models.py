@@ -102,24 +102,29 @@ def _compare_once(subject: Subject, adapter: Adapter, rollouts: Rollouts) -> tup
     (logprobs_T.square().sum() / len(logprobs_T)).backward()
     packed_gradient = policy.lora.flat.grad.clone()
     plain = subject.plain(policy.dtype, adapter)
-    plain_T = _plain_logprobs(plain, rollouts)
-    (plain_T.square().sum() / len(plain_T)).backward()
+    plain_T = _plain_logprobs(plain, rollouts, tokens=len(logprobs_T))
     assert plain.flat.grad is not None
     distance = float((packed_gradient - plain.flat.grad).norm() / plain.flat.grad.norm())
-    with torch.no_grad():
-        is_exact = policy.dtype == torch.float32
-        exact_T = plain_T if is_exact else _plain_logprobs(subject.plain(torch.float32, adapter), rollouts)
+    is_exact = policy.dtype == torch.float32
+    exact_T = plain_T if is_exact else _plain_logprobs(subject.plain(torch.float32, adapter), rollouts)
     sampled_T = torch.cat([torch.tensor(row, device=policy.device) for row in rollouts.behavior_logprobs])
     row = {"exact": exact_T, "engine": sampled_T, "learner": logprobs_T, "plain": plain_T}
     return {name: values.detach().float() for name, values in row.items()}, distance
 
 
-def _plain_logprobs(lora: FlatLora, rollouts: Rollouts) -> torch.Tensor:
+def _plain_logprobs(lora: FlatLora, rollouts: Rollouts, *, tokens: int | None = None) -> torch.Tensor:
+    """Of every completion token, by a pass over each whole sequence. With `tokens`, their number, the gradient of the
+    mean of squares is left in the adapter; one sequence's logits exist at a time.
+    """
     parts = []
-    for tokens, start in zip(rollouts.token_ids, rollouts.prompt_lengths, strict=True):
-        ids = torch.tensor(tokens, dtype=torch.long, device=lora.flat.device)
-        logprobs_TV = lora.model(input_ids=ids[None]).logits[0].float().log_softmax(-1)[start - 1 : -1]
-        parts.append(logprobs_TV.gather(1, ids[start:, None])[:, 0])
+    for sequence, start in zip(rollouts.token_ids, rollouts.prompt_lengths, strict=True):
+        ids = torch.tensor(sequence, dtype=torch.long, device=lora.flat.device)
+        with torch.set_grad_enabled(tokens is not None):
+            logits_TV = lora.model(input_ids=ids[None]).logits[0, start - 1 : -1].float()
+            logprobs_T = logits_TV.gather(1, ids[start:, None])[:, 0] - logits_TV.logsumexp(-1)
+            if tokens is not None:
+                (logprobs_T.square().sum() / tokens).backward()
+        parts.append(logprobs_T.detach())
     return torch.cat(parts)
 
 

@@ -44,9 +44,9 @@ def test_engine_and_learner_compute_what_transformers_does(model_type: str, engi
     finally:
         subject.engine.close()
     assert subject.weights == "shared"
-    assert 0 < distances.learner_max < TOLERANCE
+    assert distances.learner_max < TOLERANCE
     assert 0 < distances.engine_max < TOLERANCE
-    assert 0 < distances.gradient < TOLERANCE
+    assert 0 < distances.gradient < TOLERANCE  # of two computations, not of one with itself
 
 
 def test_every_family_has_a_tiny_model():
