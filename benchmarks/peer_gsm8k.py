@@ -6,6 +6,7 @@ where they are installed. One JSON line: reward and seconds of each step, and me
 
 import argparse
 import importlib
+import json
 import statistics
 import sys
 import tempfile
@@ -16,6 +17,7 @@ if sys.argv[1:2] == ["unsloth"]:
     importlib.import_module("unsloth")  # before transformers and TRL, which it changes
 
 from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
 
 from actors.reward import RewardWorker
 from benchmarks.common import report
@@ -41,6 +43,21 @@ class Reward:
         return [self._worker.score_sample(Sample("", text, reference)).reward for text, reference in pairs]
 
 
+def with_pad_token(model: Path, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Path:
+    """A copy of the model (links, but for the tokenizer's configuration) that pads with a token of its own.
+
+    Unsloth refuses a model whose padding is its end of sequence.
+    """
+    for file in model.iterdir():
+        (folder / file.name).symlink_to(file)
+    config = folder / "tokenizer_config.json"
+    content = json.loads(config.read_text())
+    config.unlink()
+    pad = next(token.content for token in tokenizer.added_tokens_decoder.values() if "pad" in token.content.lower())
+    config.write_text(json.dumps({**content, "pad_token": pad}))
+    return folder
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("peer", choices=list(TRAINERS))
@@ -62,7 +79,9 @@ def main() -> None:
     }
     longest = max(len(p.token_ids) for p in prompts) + settings.sampling.max_tokens
     settings.model.path = data.source.path
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, tempfile.TemporaryDirectory() as copy:
+        if arguments.peer == "unsloth":
+            settings.model.path = str(with_pad_token(Path(data.source.path), data.tokenizer, Path(copy)))
         work = Work(
             settings, Path(scratch), arguments.steps, longest, arguments.utilization, shared, arguments.micro_batch
         )
