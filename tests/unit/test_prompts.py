@@ -132,7 +132,7 @@ def test_a_chat_template_that_refuses_the_messages_says_so(tiny_model: Path):
 
 def test_a_chat_template_that_does_not_end_is_refused(tokenizer: Any, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(rendering, "TEMPLATE_SECONDS", 0.05)
-    tokenizer.chat_template = "{% for i in range(2000) %}{% for j in range(1000) %}{% endfor %}{% endfor %}"
+    tokenizer.chat_template = "{% for i in range(300) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
     with pytest.raises(DataError, match="does not end within"):
         PromptSet([Source("task", [row("q", "1")])], tokenizer, held_out=0, max_prompt_tokens=100, seed=0)
 
