@@ -77,7 +77,8 @@ def test_a_choice_imports_no_engine():
     code = (
         "import sys; from types import SimpleNamespace; from actors.engines.registry import choose_engine; "
         "choose_engine('auto', device='cuda', quantization='none', "
-        "family=SimpleNamespace(has_experts=False, has_image_encoder=False, has_linear_attention=False, oldest_vllm='0.25'), "
+        "family=SimpleNamespace(has_experts=False, has_image_encoder=False, has_linear_attention=False, "
+        "oldest_vllm='0.25'), "
         "tensor_parallel_size=1); "
         "print([m for m in ('torch', 'transformers', 'vllm') if m in sys.modules])"
     )
