@@ -84,19 +84,20 @@ def _start(
 
 def difficulty(settings: Settings, loop: Loop) -> int:
     """Measure how often the model answers each prompt of the data right, and write that beside it."""
-    from epiphany.report.activity import print_line
+    from epiphany.report.activity import activity, print_line
 
     quiet_libraries()
     quiet_transformers()
     with warnings.catch_warnings(action="ignore"):
         from epiphany.difficulty import measure
 
-    stop = Stop()
+    console, stop = _console(), Stop()
     try:
         with ExitStack() as closing:
             closing.callback(stop.close)
             stop.arm()
-            measure(settings, partial(print_line, _console()), stop=lambda: bool(stop), closing=closing)
+            closing.enter_context(activity(console, "sampling answers and scoring them"))
+            measure(settings, partial(print_line, console), stop=lambda: bool(stop), closing=closing)
             return stop.exit_code
     except Interrupted as interrupted:
         return interrupted.exit_code

@@ -62,7 +62,8 @@ def measure(
             if groups is None:
                 return None
             log.add({group.prompt.ordinal: _result(group, max_score) for group in groups})
-            note(f"{min(start + size, len(waiting))} of {len(waiting)}: {_summary(log.results)}")
+            if start + size < len(waiting):
+                note(f"{len(log.results)} of {len(prompts)}: {_summary(log.results)}")
     unknown = {PASS_RATE: None, "mean_reward": None}
     with disk_errors(output.parent):
         scratch = output.with_suffix(".writing")

@@ -97,6 +97,7 @@ class Trainer:
             self._is_warm = True
             self.pipeline.broadcast(self._run.learners.first.submit(LearnerWorker.adapter))
             self.save()
+            self._counters.restart_clock()
 
     def free_slots(self) -> int:
         """How many groups may start now: a batch for the version in training, and one for each that may lag behind.
