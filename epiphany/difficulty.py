@@ -28,7 +28,7 @@ from epiphany.assembly import make_rollout
 from epiphany.identity import reward_fingerprint, user_files
 from epiphany.placement import make_runtime, timeouts_of
 from epiphany.run_data import load_model_source
-from epiphany.sampling import evaluation_sampling
+from epiphany.sampling import training_sampling
 
 COMPLETIONS = 2048  # sampled at a time, after which they are kept
 
@@ -55,7 +55,7 @@ def measure(
     waiting = [p for p in prompts if p.ordinal not in log.results and len(p.token_ids) <= longest]
     if waiting:
         pipeline = _start_sampling(settings, output.parent, note, closing)
-        sampling, samples = evaluation_sampling(settings), settings.difficulty.samples
+        sampling, samples = training_sampling(settings), settings.difficulty.samples
         size = max(1, COMPLETIONS // samples)
         for start in range(0, len(waiting), size):
             groups = pipeline.evaluate(waiting[start : start + size], sampling, samples, stop=stop)
@@ -78,10 +78,13 @@ def measure(
 
 
 def output_file(settings: Settings) -> Path:
-    """Where the measured rows go."""
-    if settings.difficulty.output is not None:
-        return Path(settings.difficulty.output).expanduser()
+    """Where the measured rows go. Raises UsageError if that is the file that is measured."""
     source = Path(settings.data.source).expanduser()
+    if settings.difficulty.output is not None:
+        output = Path(settings.difficulty.output).expanduser()
+        if output.suffix != ".jsonl" or output.resolve() == source.resolve():
+            raise UsageError(f"difficulty.output={output}: name another .jsonl file than data.source")
+        return output
     if source.is_file():
         return source.with_name(f"{source.stem}.difficulty.jsonl")
     return Path(settings.run.folder) / "difficulty.jsonl"
@@ -128,7 +131,7 @@ def _identity(settings: Settings, model: str, prompts: Sequence[Prompt]) -> str:
         model,
         settings.model.quantization,
         settings.difficulty.samples,
-        asdict(evaluation_sampling(settings)),
+        asdict(training_sampling(settings)),
         settings.run.seed,
         reward_fingerprint(settings, user_files(settings)),
         [prompt.token_ids for prompt in prompts],
