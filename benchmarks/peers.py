@@ -36,6 +36,8 @@ def grpo_config(settings: Settings, folder: Path, steps: int, **more: object) ->
         temperature=settings.sampling.temperature,
         learning_rate=settings.learner.learning_rate,
         beta=0.0,
+        loss_type="grpo",  # TRL's defaults are DAPO's loss and a rate that falls to 0
+        lr_scheduler_type="constant",
         max_steps=steps,
         logging_steps=1,
         save_strategy="no",

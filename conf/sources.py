@@ -17,6 +17,7 @@ def named_sources(data: DataSettings) -> Sequence[SourceSettings]:
             source,
             name=source.name or source_name(source.source),
             split=source.split or data.split,
+            task={**data.task, **source.task},
             prompt_column=source.prompt_column or data.prompt_column,
             answer_column=source.answer_column or data.answer_column,
             system_prompt=data.system_prompt if source.system_prompt is None else source.system_prompt,

@@ -156,6 +156,8 @@ def _reward_problems(settings: Settings) -> Iterator[str]:
     for term in terms:
         for unknown in set(term.sources) - set(sources):
             yield f"reward.terms: {term.fn} names the source {unknown!r}; there are {', '.join(sources)}"
+        if term.max_score is not None and ":" not in term.fn:
+            yield f"reward.terms: max_score is for functions of your own; that of {term.fn} is known"
     for source in sources:
         if terms and not any(source in term.sources or not term.sources for term in terms):
             yield f"reward.terms: no term scores the answers of {source}"

@@ -17,12 +17,15 @@ from typing import Any
 
 from actors.data.prompts import PASS_RATE
 from actors.data.rendering import Rendering
+from actors.engines.stop_strings import StopStrings
+from actors.models.loading import fingerprint
 from actors.pipeline import Pipeline
 from actors.replay.admission import is_solved
 from actors.runtime.supervisor import Supervisor
 from actors.types import Group, Prompt
 from conf.errors import UsageError, disk_errors
 from conf.schema import Settings
+from conf.sources import named_sources
 from epiphany import preflight
 from epiphany.assembly import make_rollout
 from epiphany.identity import reward_fingerprint, user_files
@@ -44,13 +47,14 @@ def measure(
     measured_rows = rows.train[0].rows[: settings.difficulty.max_prompts]
     output = output_file(settings)
     source, tokenizer = load_model_source(settings)
+    StopStrings(settings.sampling.stop, tokenizer)  # refuses what the tokenizer cannot write
     rendering = Rendering(settings.sampling.prefill, settings.model.chat_template_kwargs)
     prompts = [
         replace(prompt, ordinal=number, purpose="evaluate")
         for number, prompt in enumerate(rendering.render(measured_rows, tokenizer))
     ]
-    log = _Log(output, _identity(settings, source.path, prompts))
-    note(f"{len(prompts)} prompts of {settings.data.source}, {len(log.results)} of them measured already")
+    log = _Log(output, _identity(settings, fingerprint(source), prompts))
+    note(f"{len(prompts)} prompts of {rows.train[0].name}, {len(log.results)} of them measured already")
     longest = settings.data.max_prompt_tokens
     waiting = [p for p in prompts if p.ordinal not in log.results and len(p.token_ids) <= longest]
     if waiting:
@@ -79,7 +83,7 @@ def measure(
 
 def output_file(settings: Settings) -> Path:
     """Where the measured rows go. Raises UsageError if that is the file that is measured."""
-    source = Path(settings.data.source).expanduser()
+    source = Path(named_sources(settings.data)[0].source).expanduser()
     if settings.difficulty.output is not None:
         output = Path(settings.difficulty.output).expanduser()
         if output.suffix != ".jsonl" or output.resolve() == source.resolve():
@@ -93,11 +97,11 @@ def output_file(settings: Settings) -> Path:
 class _Log:
     """Results by the number of the row, and the file that keeps them until all are there.
 
-    Those of another `identity` (model, prompts, sampling or reward) are discarded.
+    Another `identity` (model, prompts, sampling or reward) has a file of its own.
     """
 
     def __init__(self, output: Path, identity: str) -> None:
-        self.file = output.with_suffix(".partial")
+        self.file = output.with_suffix(f".{identity[:8]}.partial")
         self.results: dict[int, Mapping[str, float | None]] = {}
         with disk_errors(output.parent):
             output.parent.mkdir(parents=True, exist_ok=True)
@@ -129,12 +133,12 @@ def _identity(settings: Settings, model: str, prompts: Sequence[Prompt]) -> str:
     """A hash of all that the results depend on."""
     parts: list[Any] = [
         model,
-        settings.model.quantization,
+        [settings.model.quantization, settings.model.dtype, list(settings.model.keep_16bit)],
         settings.difficulty.samples,
         asdict(training_sampling(settings)),
         settings.run.seed,
         reward_fingerprint(settings, user_files(settings)),
-        [prompt.token_ids for prompt in prompts],
+        [asdict(prompt) for prompt in prompts],
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 

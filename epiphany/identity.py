@@ -43,7 +43,7 @@ def identity_of_settings(settings: Settings) -> dict[str, object]:
         "run.seed": settings.run.seed,
         **{f"warmup.{setting.key}": setting.value for setting in walk(settings.warmup)},
         "reward.terms": [
-            f"{term.weight:g} x {term.name} = {term.fn} {dict(term.options) or ''}".strip()
+            f"{term.weight:g} x {term.name} = {term.fn} {dict(term.options) or ''} {' '.join(term.sources)}".strip()
             for term in named_terms(settings.reward.terms)
         ],
     }
@@ -75,7 +75,10 @@ def user_files(settings: Settings) -> dict[str, str]:
 def reward_fingerprint(settings: Settings, files: Mapping[str, str]) -> str:
     """Tells whether scores can be compared: a hash of the reward's terms and of the `user_files` that hold them."""
     terms = [
-        [term.fn, term.name, term.weight, dict(term.options), files.get(term.fn.rpartition(":")[0])]
+        [
+            *(term.fn, term.name, term.weight, dict(term.options), list(term.sources), term.max_score),
+            files.get(term.fn.rpartition(":")[0]),
+        ]
         for term in named_terms(settings.reward.terms)
     ]
     return _hash(json.dumps(terms, sort_keys=True).encode())

@@ -155,8 +155,8 @@ def check_reward(
     unknown = [name for name, score in max_scores.items() if score is None]
     if settings.data.revisit_solved < 1 and unknown:
         raise DataError(
-            f"data.revisit_solved: nobody knows the full score of {', '.join(unknown)}; set max_score of the terms of "
-            "reward.terms that are functions of your own"
+            f"data.revisit_solved: the largest reward is not known of {', '.join(unknown)}; set max_score of the terms "
+            "of reward.terms that are functions of your own"
         )
     return max_scores
 
@@ -188,10 +188,12 @@ def _check_demonstrations(settings: Settings, rows: Rows, worker: RewardWorker) 
         text, task = demonstration_text(row, column) or "", rows.train[0].name if row.task == WARMUP else row.task
         sample = Sample(row.question, text, row.answer, task, metadata=row.metadata, answers=row.answers)
         scored.append(ScoredAnswer(row, text, worker.score_sample(sample), worker.max_score(task)))
-    if settings.warmup.column is None and not all(answer.is_full for answer in scored):
+    failed = next((answer for answer in scored if not answer.is_full), None)
+    if settings.warmup.column is None and failed is not None:
+        reason = "" if failed.score.error is None else f" ({failed.score.error})"
         raise DataError(
-            f"warmup.steps: the built-in demonstrations, such as {scored[0].completion!r}, do not get the full score "
-            "of this reward; name a column with others in warmup.column"
+            f"warmup.steps: the built-in demonstrations, such as {failed.completion!r}, do not get the full score "
+            f"of this reward{reason}; name a column with others in warmup.column"
         )
     return _scores_line(scored, "demonstration")
 

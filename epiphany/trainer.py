@@ -149,7 +149,8 @@ class Trainer:
                 self.ledger.stored.add(admission.ordinal)
             else:
                 self.ledger.finish([admission.ordinal], dropped=True)
-                self._run.prompts.record([admission.ordinal], solved=[admission.ordinal] if admission.solved else [])
+                if admission.zero_variance:
+                    self._run.prompts.record([admission.ordinal], solved=[admission.ordinal] * admission.solved)
             self._counters.add(admission)
 
     def complete_step(self) -> None:
@@ -168,6 +169,7 @@ class Trainer:
         )
         self._table.step(row)
         self._run.prompts.record(ordinals, solved=row["solved"])
+        self._run.prompts.end_step()
         self._step, self.version = None, stats.version
         self.ledger.finish(ordinals)
         self._run.supervisor.slot("replay").submit(Replay.drop, ordinals)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from actors.data.demonstrations import Demonstrations
+from actors.engines.base import Diverged
 from actors.replay.schema import to_batch
 from actors.types import Group
 from conf.errors import disk_errors
@@ -31,18 +32,19 @@ def warm_up(
     """
     losses: list[float] = []
     lines = []
-    try:
-        for table in batches(demonstrations.groups, settings, seed=seed):
-            if stop():
-                return None
+    for table in batches(demonstrations.groups, settings, seed=seed):
+        if stop():
+            return None
+        try:
             stats = learners.warm_up(table)
-            losses.append(stats.loss)
-            row = {"step": stats.version, "loss": stats.loss, "tokens": stats.trained_tokens, "seconds": stats.seconds}
-            lines.append(json.dumps(row) + "\n")
-            with disk_errors(log.parent):
-                log.write_text("".join(lines))
-    finally:
-        learners.end_warm_up()
+        except Diverged as error:
+            raise Diverged(f"the warm-up diverged in step {len(losses) + 1}; lower warmup.learning_rate") from error
+        losses.append(stats.loss)
+        row = {"step": stats.version, "loss": stats.loss, "tokens": stats.trained_tokens, "seconds": stats.seconds}
+        lines.append(json.dumps(row) + "\n")
+        with disk_errors(log.parent):
+            log.write_text("".join(lines))
+    learners.end_warm_up()
     left_out = f"; {demonstrations.too_long} were too long" if demonstrations.too_long else ""
     return (
         f"warmed up in {len(losses)} steps on {len(demonstrations.groups)} demonstrations{left_out}: "

@@ -1,6 +1,6 @@
 """The order of training prompts: which source comes next, and which of its rows. Plain Python.
 
-Everything follows from a seed and from what the last checkpoint knew, so that a resumed run continues exactly.
+Everything follows from a seed and from the groups that were trained, so that a resumed run continues exactly.
 """
 
 import random
@@ -41,15 +41,15 @@ class _Epoch:
 class Epochs:
     """The rows 0 to `size` - 1 in endless epochs, each in an order of its own that depends on `seed`.
 
-    A row that the last checkpoint before an epoch knew as solved is in it with the probability `revisit_solved` only;
-    if none would be left, all are.
+    An epoch leaves out each row that was solved when the last step was done, with the probability 1 - `revisit_solved`;
+    if none would be left, it has all.
     """
 
     size: int
     seed: int
     revisit_solved: float = 1.0
     _solved: set[int] = field(default_factory=set)
-    _known: frozenset[int] = frozenset()  # what the last checkpoint has of them
+    _known: frozenset[int] = frozenset()  # those of the last step
     _epochs: list[_Epoch] = field(default_factory=lambda: [_Epoch(0, 0, frozenset())])
     _order: tuple[int, list[int]] = (-1, [])  # of the epoch that was used last
 
@@ -61,25 +61,29 @@ class Epochs:
         return self._rows(epoch)[position - epoch.start]
 
     def record(self, row: int, *, solved: bool) -> None:
-        """What became of the row the last time."""
+        """Remember whether the row's last group was solved."""
         if solved:
             self._solved.add(row)
         else:
             self._solved.discard(row)
 
+    def end_step(self) -> None:
+        """Let the next epochs know what was recorded until now."""
+        if self.revisit_solved < 1:
+            self._known = frozenset(self._solved)
+
     def checkpoint(self) -> dict[str, Any]:
         """What a checkpoint stores: as JSON, and empty if the order depends on the seed alone."""
         if self.revisit_solved == 1:
             return {}
-        self._known = frozenset(self._solved)
         epochs = [[epoch.number, epoch.start, sorted(epoch.left_out)] for epoch in self._epochs]
-        return {"epochs": epochs, "solved": sorted(self._solved)}
+        return {"epochs": epochs, "solved": sorted(self._solved), "known": sorted(self._known)}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from what `checkpoint` returned."""
         if state:
             self._epochs = [_Epoch(number, start, frozenset(rows)) for number, start, rows in state["epochs"]]
-            self._solved, self._known = set(state["solved"]), frozenset(state["solved"])
+            self._solved, self._known = set(state["solved"]), frozenset(state["known"])
             self._order = -1, []
 
     def _end(self, epoch: _Epoch) -> int:

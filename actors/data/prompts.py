@@ -98,10 +98,15 @@ class PromptSet:
         return replace(self._train[source][row], ordinal=ordinal)
 
     def record(self, ordinals: Iterable[int], *, solved: Collection[int]) -> None:
-        """What became of the groups of these prompts: those in `solved` got the full score throughout."""
+        """Remember which groups of these prompts were solved: those in `solved` got the full score throughout."""
         for ordinal in ordinals:
             source, row = self._place(ordinal)
             self._epochs[source].record(row, solved=ordinal in solved)
+
+    def end_step(self) -> None:
+        """A step is done: the next epochs may depend on what was recorded until now."""
+        for epochs in self._epochs:
+            epochs.end_step()
 
     def checkpoint(self) -> dict[str, object]:
         """What a checkpoint stores of the order, by source; nothing of an order that depends on the seed alone."""
@@ -156,7 +161,7 @@ def pass_rate(row: Row) -> float | None:
     """The share of right answers that task=difficulty saw; None if the prompt was too long. Raises DataError."""
     rate = row.metadata[PASS_RATE]
     if rate is not None and (isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 <= rate <= 1):
-        raise DataError(f"{row.place}: {PASS_RATE} is {rate!r}, which is no share")
+        raise DataError(f"{row.place}: {PASS_RATE} is {rate!r}; it must be between 0 and 1, or null")
     return rate
 
 

@@ -3,9 +3,10 @@
 import inspect
 import json
 import re
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from multiprocessing import TimeoutError
+from multiprocessing.pool import ThreadPool
 from typing import cast
 
 from jinja2 import TemplateError
@@ -33,33 +34,25 @@ class Rendering:
         if not rows:
             return []
         self._check_variables(tokenizer)
-        first: list[Prompt | DataError] = []
         # A loop in a template cannot be stopped, but a daemon thread is left behind when the process ends.
-        thread = threading.Thread(target=lambda: first.append(self._try(rows[0], tokenizer)), daemon=True)
-        thread.start()
-        thread.join(TEMPLATE_SECONDS)
-        if not first:
+        pool = ThreadPool(1)
+        try:
+            first = pool.apply_async(self._prompt, (rows[0], tokenizer)).get(TEMPLATE_SECONDS)
+        except TimeoutError as error:
             raise DataError(
                 f"the model's chat template does not end within {TEMPLATE_SECONDS:.0f} s; set model.chat_template"
-            )
-        if isinstance(first[0], DataError):
-            raise first[0]
-        return [first[0], *(self._prompt(row, tokenizer) for row in rows[1:])]
+            ) from error
+        pool.close()
+        return [first, *(self._prompt(row, tokenizer) for row in rows[1:])]
 
     def _check_variables(self, tokenizer: PreTrainedTokenizerBase) -> None:
         template, names = str(tokenizer.chat_template), self.variables.keys()
         taken = sorted(names & inspect.signature(tokenizer.apply_chat_template).parameters.keys() - {"kwargs"})
         if taken or "messages" in names:
-            raise DataError(f"chat_template_kwargs: {', '.join(taken) or 'messages'} is not the template's to choose")
+            raise DataError(f"chat_template_kwargs: {', '.join(taken) or 'messages'} is set by Epiphany; leave it out")
         for name in names:
             if not re.search(rf"\b{re.escape(name)}\b", template):
                 raise DataError(f"chat_template_kwargs: the model's chat template reads no {name!r}")
-
-    def _try(self, row: Row, tokenizer: PreTrainedTokenizerBase) -> Prompt | DataError:
-        try:
-            return self._prompt(row, tokenizer)
-        except DataError as error:
-            return error
 
     def _prompt(self, row: Row, tokenizer: PreTrainedTokenizerBase) -> Prompt:
         text = self.conversation(row.messages, tokenizer, add_generation_prompt=True) + self.prefill

@@ -58,7 +58,7 @@ class AdmissionPolicy:
             return Admission(ordinal, False, samples, unscorable, error)
         if self._zero_variance < self._max_zero_variance and is_zero_variance(rewards):
             self._zero_variance += 1
-            solved = is_solved(rewards, self._max_scores.get(group.prompt.task))
+            solved = is_solved([s.reward for s in group.scores], self._max_scores.get(group.prompt.task))
             return Admission(ordinal, False, samples, unscorable, error, zero_variance=True, solved=solved)
         return Admission(ordinal, True, samples, unscorable, error)
 

@@ -41,7 +41,7 @@ def columns(row: Row, steps: int, eta: str) -> dict[str, str]:
         "step": f"{row['step']}/{steps}",
         "reward": shown("reward", ".3f"),
         **({name: text_of(value, ".2f") for name, value in terms.items()} if len(terms) > 1 else {}),
-        **{name: text_of(of_source["reward"], ".2f") for name, of_source in (row.get("by_source") or {}).items()},
+        **{f"of {name}": text_of(of["reward"], ".2f") for name, of in (row.get("by_source") or {}).items()},
         "no signal": shown("zero_variance_share", ".0%"),
         "tokens": shown("completion_tokens", ".1f"),
         "truncated": shown("truncated_share", ".0%"),

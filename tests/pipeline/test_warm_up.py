@@ -69,7 +69,7 @@ def test_ctrl_c_while_it_warms_up_keeps_nothing_of_it(tiny_model: Path, tmp_path
         (["warmup.column=null"], "all 8 demonstrations are over sampling.max_tokens=6"),
         (
             ["warmup.column=null", "reward.terms=[{fn: gym}]"],
-            "do not get the full score of this reward; name a column",
+            "do not get the full score of this reward (no term applies); name",
         ),
         (["warmup.steps=0"], "warmup.column=solution: nothing reads this unless warmup.steps is over 0"),
     ],

@@ -27,18 +27,18 @@ def epochs_of(size: int = 10, *, revisit_solved: float = 0.0) -> Epochs:
     return Epochs(size, seed=1, revisit_solved=revisit_solved)
 
 
-def test_what_the_checkpoint_knew_as_solved_is_left_out_of_the_next_epochs():
+def test_what_was_solved_when_a_step_ended_is_left_out_of_the_next_epochs():
     epochs = epochs_of()
     first = [epochs.at(position) for position in range(10)]
     assert sorted(first) == list(range(10))
     for row in (2, 5, 7):
         epochs.record(row, solved=True)
-    epochs.checkpoint()
-    epochs.record(8, solved=True)  # after the checkpoint: not known yet
+    epochs.end_step()
+    epochs.record(8, solved=True)  # in the next step: not known yet
     epochs.record(7, solved=False)
     second = [epochs.at(10 + position) for position in range(7)]
     assert sorted(second) == [0, 1, 3, 4, 6, 8, 9]
-    epochs.checkpoint()
+    epochs.end_step()
     third = [epochs.at(17 + position) for position in range(7)]
     assert sorted(third) == [0, 1, 3, 4, 6, 7, 9]
     assert [epochs.at(position) for position in range(10)] == first
@@ -48,7 +48,7 @@ def test_solved_rows_come_back_at_times():
     epochs = epochs_of(100, revisit_solved=0.25)
     for row in range(100):
         epochs.record(row, solved=row < 80)
-    epochs.checkpoint()
+    epochs.end_step()
     epochs.at(100)
     state = epochs.checkpoint()["epochs"]
     left_out = state[1][2]
@@ -59,7 +59,7 @@ def test_if_all_are_solved_all_are_seen_again():
     epochs = epochs_of(4)
     for row in range(4):
         epochs.record(row, solved=True)
-    epochs.checkpoint()
+    epochs.end_step()
     assert sorted(epochs.at(position) for position in range(4, 8)) == [0, 1, 2, 3]
 
 
@@ -70,8 +70,9 @@ def test_a_resumed_order_goes_on_exactly(at: int):
     def run(epochs: Epochs, start: int, checkpoints: dict[int, object]) -> list[int]:
         rows = []
         for position in range(start, 60):
-            if position % 5 == at % 5:
-                checkpoints[position] = epochs.checkpoint()
+            if position % 5 == 0:
+                epochs.end_step()
+            checkpoints[position] = epochs.checkpoint()  # at any time: it changes nothing
             row = epochs.at(position)
             epochs.record(row, solved=(row + position) % 3 == 0)
             rows.append(row)

@@ -63,7 +63,7 @@ def test_variables_reach_the_chat_template_and_unknown_ones_are_refused(tokenize
         for thinks in (True, False)
     ]
     assert [text.endswith("<think></think>") for text in texts] == [False, True]
-    for name, message in (("thinking", "reads no 'thinking'"), ("add_generation_prompt", "not the template's to")):
+    for name, message in (("thinking", "reads no 'thinking'"), ("add_generation_prompt", "is set by Epiphany")):
         with pytest.raises(DataError, match=message):
             PromptSet(
                 [Source("task", [row("q", "1")])],
@@ -208,7 +208,7 @@ def test_only_rows_of_the_asked_difficulty_are_trained_and_all_are_held_out_from
     [
         ([rated("a", 0.5), row("b", "1")], "has no pass_rate; task=difficulty"),
         ([rated("a", 0.95), rated("b", 0.0)], r"data.difficulty=\[0.1, 0.9\]: no row of t has"),
-        ([rated("a", "half"), rated("b", 0.0)], "pass_rate is 'half', which is no share"),
+        ([rated("a", "half"), rated("b", 0.0)], "pass_rate is 'half'; it must be between 0 and 1"),
     ],
 )
 def test_rows_without_the_asked_difficulty_are_refused(tokenizer: Any, rows: list[Row], message: str):
