@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from actors.data.prompts import PASS_RATE
-from actors.data.rendering import Rendering
 from actors.engines.stop_strings import StopStrings
 from actors.models.loading import fingerprint
 from actors.pipeline import Pipeline
@@ -30,7 +29,7 @@ from epiphany import preflight
 from epiphany.assembly import make_rollout
 from epiphany.identity import reward_fingerprint, user_files
 from epiphany.placement import make_runtime, timeouts_of
-from epiphany.run_data import load_model_source
+from epiphany.run_data import load_model_source, training_rendering
 from epiphany.sampling import training_sampling
 
 COMPLETIONS = 2048  # sampled at a time, after which they are kept
@@ -48,10 +47,9 @@ def measure(
     output = output_file(settings)
     source, tokenizer = load_model_source(settings)
     StopStrings(settings.sampling.stop, tokenizer)  # refuses what the tokenizer cannot write
-    rendering = Rendering(settings.sampling.prefill, settings.model.chat_template_kwargs)
     prompts = [
         replace(prompt, ordinal=number, purpose="evaluate")
-        for number, prompt in enumerate(rendering.render(measured_rows, tokenizer))
+        for number, prompt in enumerate(training_rendering(settings).render(measured_rows, tokenizer))
     ]
     log = _Log(output, _identity(settings, fingerprint(source), prompts))
     note(f"{len(prompts)} prompts of {rows.train[0].name}, {len(log.results)} of them measured already")

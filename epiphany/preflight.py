@@ -94,7 +94,6 @@ def read_rows(settings: Settings) -> Rows:
 
 
 def _load(settings: Settings, source: SourceSettings) -> Loaded:
-    prompt = source.system_prompt
     return load_rows(
         source.source,
         name=str(source.name),
@@ -102,15 +101,14 @@ def _load(settings: Settings, source: SourceSettings) -> Loaded:
         split=str(source.split),
         prompt_column=source.prompt_column,
         answer_column=source.answer_column,
-        system_prompt=settings.reward.system_prompt if prompt is None else prompt,
+        system_prompt=_system_prompt(settings, source.system_prompt),
         max_bad_rows=settings.data.max_bad_rows,
         seed=settings.data.seed,
     )
 
 
-def system_prompt_of(settings: Settings) -> str | None:
-    """The system message of every prompt; None or an empty text for none."""
-    asked = settings.data.system_prompt
+def _system_prompt(settings: Settings, asked: str | None) -> str | None:
+    """The system message that was asked for, else the reward's; None or an empty text for none."""
     return settings.reward.system_prompt if asked is None else asked
 
 
@@ -173,7 +171,11 @@ def _score_reference_answers(worker: RewardWorker, source: Loaded, deadline: flo
 
 def demonstration_rows(settings: Settings, training_rows: Sequence[Row]) -> Sequence[Row]:
     """The rows whose demonstrations the warm-up trains on."""
-    return training_rows if settings.warmup.column else built_in_rows(system_prompt_of(settings))
+    return (
+        training_rows
+        if settings.warmup.column
+        else built_in_rows(_system_prompt(settings, settings.data.system_prompt))
+    )
 
 
 def _check_demonstrations(settings: Settings, rows: Rows, worker: RewardWorker) -> str:

@@ -36,13 +36,18 @@ def load_model_source(settings: Settings) -> tuple[ModelSource, PreTrainedTokeni
     return source, tokenizer
 
 
+def training_rendering(settings: Settings) -> Rendering:
+    """How training rows become prompts."""
+    return Rendering(settings.sampling.prefill, settings.model.chat_template_kwargs)
+
+
 def load_data(settings: Settings, rows: Rows) -> RunData:
     """Render the rows as prompts. Raises UsageError for what the tokenizer or its chat template cannot do."""
     data, evaluation = settings.data, settings.evaluation
     source, tokenizer = load_model_source(settings)
     for sampling in (training_sampling(settings), evaluation_sampling(settings)):
         StopStrings(sampling.stop, tokenizer)  # refuses what the tokenizer cannot write
-    training = Rendering(settings.sampling.prefill, settings.model.chat_template_kwargs)
+    training = training_rendering(settings)
     prompts = PromptSet(
         [
             Source(loaded.name, loaded.rows, source.weight)

@@ -33,10 +33,6 @@ class StopStrings:
         # A token has at least one byte, but for the special ones, which are not decoded.
         self._window = max((len(text.encode()) for text in self._texts), default=0) + 4
 
-    def __bool__(self) -> bool:
-        """Whether there is a text to look for."""
-        return bool(self._texts)
-
     def ends(self, token_ids: Sequence[int]) -> bool:
         """Whether the last of the sampled tokens completes a stop text, which none before it did."""
         if not self._texts or token_ids[-1] not in self._completing:

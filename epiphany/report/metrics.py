@@ -123,13 +123,11 @@ def _source_columns(table: pa.Table) -> dict[str, object]:
     for name in names:
         rows = table.filter(pa.array([source == name for source in sources]))
         reward = _reward_columns(rows)
-        lengths = pc.list_value_length(rows.column("behavior_logprobs"))  # type: ignore[attr-defined]
         by_source[name] = {
             "reward": reward["reward"],
             "reward_terms": reward["reward_terms"],
             "zero_variance_share": reward["zero_variance_share"],
-            "completion_tokens": pc.mean(lengths).as_py(),  # type: ignore[attr-defined]
-            "truncated_share": rows.column("finish_reason").to_pylist().count("length") / rows.num_rows,
+            **_length_columns(rows),
             "completions": rows.num_rows,
         }
     return {"by_source": by_source}
@@ -148,12 +146,19 @@ def _rollout_columns(table: pa.Table, *, trained_version: int) -> dict[str, obje
     staleness = [
         trained_version - span["version"] for spans in table.column("version_spans").to_pylist() for span in spans
     ]
+    return {
+        **_length_columns(table),
+        "staleness": _mean(staleness),
+        "staleness_max": max(staleness),
+    }
+
+
+def _length_columns(table: pa.Table) -> dict[str, object]:
+    """The mean number of sampled tokens, and the share of completions that were cut off."""
     lengths = pc.list_value_length(table.column("behavior_logprobs"))  # type: ignore[attr-defined]
     return {
         "completion_tokens": pc.mean(lengths).as_py(),  # type: ignore[attr-defined]
         "truncated_share": table.column("finish_reason").to_pylist().count("length") / table.num_rows,
-        "staleness": _mean(staleness),
-        "staleness_max": max(staleness),
     }
 
 
