@@ -171,11 +171,9 @@ def _score_reference_answers(worker: RewardWorker, source: Loaded, deadline: flo
 
 def demonstration_rows(settings: Settings, training_rows: Sequence[Row]) -> Sequence[Row]:
     """The rows whose demonstrations the warm-up trains on."""
-    return (
-        training_rows
-        if settings.warmup.column
-        else built_in_rows(_system_prompt(settings, settings.data.system_prompt))
-    )
+    if settings.warmup.column:
+        return training_rows
+    return built_in_rows(_system_prompt(settings, settings.data.system_prompt))
 
 
 def _check_demonstrations(settings: Settings, rows: Rows, worker: RewardWorker) -> str:
