@@ -10,7 +10,7 @@ from bitsandbytes.functional import dequantize_4bit
 from transformers import PreTrainedModel
 
 from actors.engines.base import Engine, EngineOptions
-from actors.engines.registry import ENGINES
+from actors.engines.registry import ENGINES, choose_engine
 from actors.models.families import family_of
 from actors.models.loading import load_base_model
 from actors.models.lora import FlatLora, LoraArguments, adapter_layout, lora_arguments_of
@@ -41,6 +41,7 @@ class Subject:
     and policy share one copy, or why not."""
 
     source: ModelSource
+    engine_name: str
     engine: Engine
     policy: Policy
     lora: LoraArguments
@@ -66,11 +67,18 @@ def unpacked(weight: torch.Tensor | Nf4Weight) -> torch.Tensor:
 def make_subject(
     source: ModelSource, options: EngineOptions, *, engine_name: str, truncation: Truncation = EVERY_TOKEN
 ) -> Subject:
-    """Build an engine as `options` say and a policy, over one copy of the weights if that is possible."""
+    """Build an engine as `options` say and a policy, over one copy of the weights if that is possible.
+
+    Raises EngineUnavailable if no engine of this name serves the model ("auto": the one that a run would take).
+    """
     meta_model = build_meta_model(source, dtype=options.dtype, trust_remote_code=False, attention=NAME)
     check_attention(meta_model, longest=options.max_model_len)
     check_head(meta_model)
-    lora: LoraArguments = {"rank": 8, "alpha": 16.0, "target_modules": family_of(meta_model.config).targets}
+    family = family_of(meta_model.config)
+    engine_name, _ = choose_engine(
+        engine_name, device=options.device, quantization=options.quantization, family=family, tensor_parallel_size=1
+    )
+    lora: LoraArguments = {"rank": 8, "alpha": 16.0, "target_modules": family.targets}
     layout = adapter_layout(meta_model, **lora)
     tokenizer = load_tokenizer(source, chat_template=None, trust_remote_code=False)
     # Without an end of sequence every answer has its full length.
@@ -85,7 +93,7 @@ def make_subject(
         logit_chunk_tokens=64,
         gradient_checkpointing=False,
     )
-    return Subject(source, engine, policy, lora, origin)
+    return Subject(source, engine_name, engine, policy, lora, origin)
 
 
 def _learner_model(

@@ -132,7 +132,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("families", nargs="*", choices=[[], *FAMILIES], default=[])
     parser.add_argument("--path")
-    parser.add_argument("--engine", choices=list(ENGINES), default="vllm")
+    parser.add_argument("--engine", choices=["auto", *ENGINES], default="auto")
     parser.add_argument("--quantization", choices=["none", "nf4"], default="none")
     parser.add_argument("--compile", action="store_true", help="compile and capture graphs, as a run does on a GPU")
     parser.add_argument("--tokens", type=int, default=ANSWER_TOKENS)
@@ -154,6 +154,7 @@ def main() -> None:
             try:
                 subject = make_subject(source, options, engine_name=arguments.engine)
                 vocabulary = subject.policy.lora.model.config.get_text_config().vocab_size
+                described["engine"] = subject.engine_name
                 distances = compare(subject, vocabulary=vocabulary, answer_tokens=arguments.tokens)
             except (UsageError, RuntimeError, ValueError, AttributeError, TypeError) as error:
                 report(benchmark="models", **described, error=f"{type(error).__name__}: {error}"[:300])

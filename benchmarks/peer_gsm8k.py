@@ -53,7 +53,7 @@ def with_pad_token(model: Path, tokenizer: PreTrainedTokenizerBase, folder: Path
     config = folder / "tokenizer_config.json"
     content = json.loads(config.read_text())
     config.unlink()
-    pad = next(token.content for token in tokenizer.added_tokens_decoder.values() if "pad" in token.content.lower())
+    pad = next(token for token in tokenizer.get_vocab() if token.startswith("<|") and "pad" in token)
     config.write_text(json.dumps({**content, "pad_token": pad}))
     return folder
 

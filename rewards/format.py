@@ -27,6 +27,17 @@ def tag_order(sample: Sample) -> float:
     return sum(0 <= first < second for first, second in pairwise(places)) / (len(TAGS) - 1)
 
 
+def inside_tags(sample: Sample) -> float:
+    """The share of the text's characters, without outer spaces, that `think_answer` has a place for; 0 unless each of
+    its tags is there once, and in order."""
+    text = sample.completion.strip()
+    if tag_order(sample) < 1:
+        return 0.0
+    think, think_end, answer, answer_end = (text.find(tag) for tag in TAGS)
+    outside = text[:think], text[think_end + len(TAGS[1]) : answer], text[answer_end + len(TAGS[3]) :]
+    return 1 - sum(len(part.strip()) for part in outside) / len(text)
+
+
 def in_think_answer_tags(answer: str) -> str:
     """A completion with this answer for which `think_answer` is 1."""
     return f"<think>\nThe answer is known.\n</think>\n<answer>{answer}</answer>"

@@ -54,5 +54,6 @@ REGISTRY: dict[str, RegisteredReward] = {
     "think_answer": RegisteredReward(format.think_answer, reference_completion=format.in_think_answer_tags),
     "tags": RegisteredReward(format.tags, reference_completion=format.in_think_answer_tags),
     "tag_order": RegisteredReward(format.tag_order, reference_completion=format.in_think_answer_tags),
+    "inside_tags": RegisteredReward(format.inside_tags, reference_completion=format.in_think_answer_tags),
     "length": RegisteredReward(format.length),
 }

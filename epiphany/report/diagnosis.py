@@ -174,6 +174,27 @@ def constant_terms(first: Means, last: Means) -> str | None:
     return None
 
 
+def sacrificed_term(first: Means, last: Means) -> str | None:
+    before, now = first["reward"], last["reward"]
+    names = first.rows[0].get("reward_terms") or {}
+    values = [(name, _of_term(first, name), _of_term(last, name)) for name in names]
+    fallen = [(name, high, low) for name, high, low in values if high - low >= 0.05 and low <= high / 2]
+    if not (fallen and now >= before):
+        return None
+    terms = ", ".join(f"{name} fell from {high:.2f} to {low:.2f}" for name, high, low in fallen)
+    return (
+        f"the reward rose from {before:.2f} to {now:.2f}, but its {terms}, and answers went from "
+        f"{first['completion_tokens']:.0f} to {last['completion_tokens']:.0f} tokens: what is easier to earn has been "
+        "bought with what is harder. Begin with demonstrations that earn both (warmup.steps), lower the weights of the "
+        "other terms of reward.terms, or use algorithm=dr_grpo, where a weight also counts in groups that differ in "
+        "the easier terms only"
+    )
+
+
+def _of_term(means: Means, name: str) -> float:
+    return Means([row.get("reward_terms") or {} for row in means.rows])[name]
+
+
 def blind_critic(first: Means, last: Means) -> str | None:
     explained = last["explained_variance"]
     if not (explained <= 0 and last["step"] > first["step"]):
@@ -199,6 +220,7 @@ RULES: dict[str, Callable[[Means, Means], str | None]] = {
         unscored_answers,
         constant_answers,
         constant_terms,
+        sacrificed_term,
         blind_critic,
     )
 }

@@ -83,19 +83,22 @@ def test_think_answer(completion: str, expected: float):
 
 
 @pytest.mark.parametrize(
-    ("completion", "tags", "order"),
+    ("completion", "tags", "order", "inside"),
     [
-        ("<think>a</think><answer>b</answer>", 1, 1),
-        ("well, <think>a</think> so <answer>b</answer>.", 1, 1),
-        ("<answer>b</answer>", 1 / 2, 1 / 3),
-        ("<answer>b</answer><think>a</think>", 1, 2 / 3),
-        ("<think>a</think><think>", 1 / 4, 0),
-        ("</think><think>", 1 / 2, 0),
-        ("b", 0, 0),
+        ("<think>a</think><answer>b</answer>", 1, 1, 1),
+        (" <think>a</think> \n <answer>b</answer>\n", 1, 1, 1),
+        ("well, <think>a</think> so <answer>b</answer>.", 1, 1, 1 - 8 / 45),
+        ("<answer>b</answer>", 1 / 2, 1 / 3, 0),
+        ("<answer>b</answer><think>a</think>", 1, 2 / 3, 0),
+        ("<think>a</think><think>", 1 / 4, 0, 0),
+        ("</think><think>", 1 / 2, 0, 0),
+        ("b", 0, 0, 0),
+        ("", 0, 0, 0),
     ],
 )
-def test_a_part_of_the_form_earns_a_part(completion: str, tags: float, order: float):
-    assert (format.tags(sample(completion)), format.tag_order(sample(completion))) == (tags, order)
+def test_a_part_of_the_form_earns_a_part(completion: str, tags: float, order: float, inside: float):
+    of_form = [function(sample(completion)) for function in (format.tags, format.tag_order, format.inside_tags)]
+    assert of_form == pytest.approx([tags, order, inside])
 
 
 def test_length():

@@ -10,6 +10,7 @@ from epiphany.report.diagnosis import RECENT, RULES, Diagnosis
 
 HEALTHY = {
     "reward": 0.5,
+    "reward_terms": {"math": 0.3, "tags": 0.2},
     "zero_variance_share": 0.3,
     "completion_tokens": 100.0,
     "truncated_share": 0.05,
@@ -60,6 +61,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("constant_answers", {"constant_share": 0.9}),
     ("constant_terms", {"constant_terms": {"tags": 0.0}}),
     ("constant_terms", {"constant_terms": {"tags": 1.0}}),
+    ("sacrificed_term", {"reward_terms": {"math": 0.1, "tags": 0.9}, "reward": 0.6, "completion_tokens": 20.0}),
     ("blind_critic", {"explained_variance": -0.5}),
 ]
 
@@ -68,10 +70,15 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 def test_what_goes_wrong_is_said_with_a_setting_that_exists(name: str, late: dict[str, Any]):
     warnings = diagnosed(**late)
     assert list(warnings) == [name]
-    sections = "algorithm|learner|sampling|runtime|engine|model|data|reward"
+    sections = "algorithm|learner|warmup|sampling|runtime|engine|model|data|reward"
     settings = re.findall(rf"\b(?:{sections})(?:\.[a-z_]+)+", warnings[name])
     assert settings
     check_overrides([f"{key}=1" for key in settings if key != "reward.terms"])
+
+
+def test_a_term_that_falls_with_the_reward_is_not_called_sacrificed():
+    assert diagnosed(reward_terms={"math": 0.1, "tags": 0.2}, reward=0.3) == {}
+    assert diagnosed(reward_terms={"math": 0.2, "tags": 0.4}) == {}
 
 
 def test_every_rule_is_tried():
