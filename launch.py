@@ -60,14 +60,12 @@ def train(trainer: Trainer, stop: Stop) -> None:
 
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")
 def _hydra_main(config: DictConfig) -> None:
-    from conf.compose import to_settings
     from conf.errors import UsageError
-    from conf.validate import check_settings
     from epiphany.commands import COMMANDS
+    from epiphany.run_settings import settings_of_task
 
     try:
-        settings = to_settings(config)
-        check_settings(settings)
+        settings = settings_of_task(config, list(HydraConfig.get().overrides.task))
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             _sweep_job(settings)
         else:

@@ -70,7 +70,7 @@ class Pipeline:
     supervisor: Supervisor
     _waiting: dict[WorkerSlot, dict[tuple[Purpose, int], Path]] = field(default_factory=dict)
     _rollouts: dict[WorkerSlot, _Rollout] = field(default_factory=dict)
-    _adapter: Future[Adapter] | None = None
+    _adapter: Future[Adapter] | Adapter | None = None
     _admissions: list[Admission] = field(default_factory=list)
     _evaluated: dict[int, Group] = field(default_factory=dict)
 
@@ -137,7 +137,7 @@ class Pipeline:
         admissions, self._admissions = self._admissions, []
         return admissions
 
-    def broadcast(self, adapter: Future[Adapter]) -> None:
+    def broadcast(self, adapter: Future[Adapter] | Adapter) -> None:
         """Pass `adapter` on to every rollout worker, and to those that will replace one."""
         self._adapter = adapter
         for slot in self._slots("rollout"):
@@ -223,7 +223,8 @@ class Pipeline:
 
     def _load_adapter(self, slot: WorkerSlot) -> None:
         if self._adapter is not None:
-            future = slot.submit(RolloutWorker.load_adapter, as_argument(self._adapter))
+            adapter = self._adapter if isinstance(self._adapter, Adapter) else as_argument(self._adapter)
+            future = slot.submit(RolloutWorker.load_adapter, adapter)
             self.supervisor.watch(slot, future, lambda done: self._on_loaded(slot, done))
 
     def _on_loaded(self, slot: WorkerSlot, future: Future[int]) -> None:

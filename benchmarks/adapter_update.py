@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from actors.engines.vllm.internals import driver_worker
+from actors.models.peft_folder import write_peft_folder
 from benchmarks.common import build_workers, report, seconds
 from conf.compose import load_settings
-from learner.checkpoint import save_adapter
 
 if TYPE_CHECKING:
     from vllm.lora.worker_manager import WorkerLoRAManager
@@ -34,7 +34,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
 
         def reload() -> None:
-            save_adapter(Path(folder), adapter, base_model=workers.plan.source.path)
+            write_peft_folder(Path(folder), adapter, base_model=workers.plan.source.path)
             manager.add_adapter(LoRARequest("reloaded", 2, folder, load_inplace=True))
 
         from_disk = 1e3 * seconds(reload, warm=0, repeats=20)

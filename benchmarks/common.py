@@ -19,10 +19,10 @@ from actors.engines.base import Engine
 from actors.rollout import RolloutWorker
 from actors.types import Adapter, Completion, Group, Prompt, Request, Sampling
 from conf.schema import Settings
-from epiphany.assembly import make_engine
 from epiphany.learner_factory import make_learner_of_plan
 from epiphany.run_data import load_model_source
 from epiphany.run_plan import RunPlan, apply_limits, plan_run
+from epiphany.sampling_workers import make_engine
 from learner.learner import Learner
 
 ON_GPU = torch.cuda.is_available()

@@ -45,6 +45,9 @@ class WaitingEngine:
     def submit(self, requests: Sequence[Request]) -> None:
         self._requests += requests
 
+    def partial(self) -> dict[str, list[int]]:
+        return {}
+
     def load_adapter(self, adapter: Adapter) -> None: ...
 
     def sleep(self) -> None: ...

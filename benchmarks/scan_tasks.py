@@ -16,8 +16,7 @@ from actors.types import Sampling
 from benchmarks.common import build_workers, report, sample_groups
 from conf.compose import load_settings
 from conf.schema import Settings
-from epiphany.assembly import make_reward
-from epiphany.preflight import read_rows
+from epiphany.preflight import make_reward, read_rows
 from epiphany.report.evaluation import best_constant, summarize
 from epiphany.run_data import load_data
 from rewards.correctness import plain_number

@@ -1,5 +1,6 @@
 """From overrides to Settings, by Hydra. Raises UsageError for what cannot be composed."""
 
+from collections.abc import Sequence
 from typing import cast
 
 from hydra import compose, initialize_config_module
@@ -18,16 +19,20 @@ MISSING = {
 }
 
 
-def load_settings(*overrides: str) -> Settings:
-    """The checked settings that `python launch.py <overrides>` would have. Raises UsageError."""
+def compose_config(overrides: Sequence[str]) -> DictConfig:
+    """What `python launch.py <overrides>` composes. Raises UsageError."""
     check_overrides(overrides)
     register()
     try:
         with initialize_config_module("conf", version_base="1.3"):
-            config = compose("config", normalize_overrides(overrides))
+            return compose("config", normalize_overrides(overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise UsageError("\n".join(map(str, filter(None, (error, error.__cause__))))) from error
-    settings = to_settings(config)
+
+
+def load_settings(*overrides: str) -> Settings:
+    """The checked settings of a run with these overrides. Raises UsageError."""
+    settings = to_settings(compose_config(overrides))
     check_settings(settings)
     return settings
 

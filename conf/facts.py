@@ -9,10 +9,16 @@ from dataclasses import dataclass
 
 TASKS = {
     "train": "train, or resume the run in run.folder",
+    "generate": "answer generate.prompt, or every question of generate.prompts",
+    "chat": "talk to the model",
+    "evaluate": "measure the model, and whether its adapter makes it better than its base",
+    "export": "write the model for others, and prove that it is the same",
     "difficulty": "sample answers to every prompt of data.source and write its pass rate beside it",
     "status": "show how the run in run.folder is doing",
     "plan": "show what would run and whether it fits into memory, and start nothing",
 }
+# Tasks that use the model of a run, or a model alone.
+USING_A_MODEL = ("generate", "chat", "evaluate", "export")
 ENGINES = ["vllm", "transformers"]
 SINKS = ["wandb", "trackio"]
 

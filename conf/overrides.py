@@ -17,6 +17,15 @@ from conf.errors import UsageError
 from conf.fields import walk
 from conf.schema import GROUPS, Settings, SourceSettings, TermSettings
 
+# Short for settings. The value of those in TEXTS is taken as it is, without Hydra's grammar.
+SHORT = {
+    "run": "run.folder",
+    "prompt": "generate.prompt",
+    "prompts": "generate.prompts",
+    "format": "export.format",
+    "to": "export.to",
+}
+TEXTS = ("generate.prompt",)
 # Below these, keys are the user's own.
 OPEN_SECTIONS = ("data.task", "data.held_out_task")
 # The quickstart's settings suit only its own task, so they do not apply if one of these is chosen.
@@ -82,7 +91,7 @@ def normalize_overrides(arguments: Sequence[str]) -> list[str]:
     gets `data=file`, so that no option of the default preset applies to it. A task other than the quickstart's gets
     `experiment=none`.
     """
-    overrides = [argument for argument in arguments if _is_override(argument)]
+    overrides = [_in_full(argument) for argument in arguments if _is_override(argument)]
     options = [argument for argument in arguments if not _is_override(argument)]
     return [*_implied(overrides), *map(_normalized, overrides), *options]
 
@@ -90,7 +99,7 @@ def normalize_overrides(arguments: Sequence[str]) -> list[str]:
 def check_overrides(arguments: Sequence[str]) -> None:
     """Raises UsageError for an override of a key that does not exist, with its new name or the nearest one."""
     try:
-        overrides = OverridesParser.create().parse_overrides([a for a in arguments if _is_override(a)])
+        overrides = OverridesParser.create().parse_overrides([_in_full(a) for a in arguments if _is_override(a)])
     except HydraException:
         return  # Hydra's own message explains its grammar.
     settings = _known_keys()
@@ -143,9 +152,18 @@ def _key(override: str) -> str:
     return override.partition("=")[0].lstrip("+~")
 
 
+def _in_full(argument: str) -> str:
+    """The argument with the whole name of its setting."""
+    key, _, value = argument.partition("=")
+    key = SHORT.get(key, key)
+    if key in TEXTS:
+        # ${ is a reference for OmegaConf, ' an end for Hydra; backslashes count before these only.
+        value = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+        value = "'" + re.sub(r"(\\*)('|\Z)", lambda at: at[1] * 2 + at[2].replace("'", "\\'"), value) + "'"
+    return f"{key}={value}" if "=" in argument else argument
+
+
 def _normalized(argument: str) -> str:
-    if argument.startswith("run="):
-        return f"run.folder={argument.removeprefix('run=')}"
     key = argument.partition("=")[0]
     if key in OPEN_SECTIONS or key.startswith(tuple(f"{section}." for section in OPEN_SECTIONS)):
         return f"++{argument}"

@@ -34,14 +34,18 @@ from conf.schema_training import (
     PPOSettings,
     WarmupSettings,
 )
+from conf.schema_use import ChatSettings, ExportSettings, GenerateSettings
 
 __all__ = [
     "GROUPS",
     "AlgorithmSettings",
+    "ChatSettings",
     "DataSettings",
     "DifficultySettings",
     "EngineSettings",
     "EvaluationSettings",
+    "ExportSettings",
+    "GenerateSettings",
     "HardwareSettings",
     "LearnerSettings",
     "LoraSettings",
@@ -76,13 +80,16 @@ class Settings:
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     difficulty: DifficultySettings = field(default_factory=DifficultySettings)
+    generate: GenerateSettings = field(default_factory=GenerateSettings)
+    chat: ChatSettings = field(default_factory=ChatSettings)
+    export: ExportSettings = field(default_factory=ExportSettings)
     hardware: HardwareSettings = field(default_factory=HardwareSettings)
     runtime: RuntimeSettings = field(default_factory=RuntimeSettings)
     run: RunSettings = field(default_factory=RunSettings)
 
 
-# The folders of presets. An experiment spans sections; the others each fill the section of their name.
-GROUPS = ("model", "data", "reward", "algorithm", "hardware", "runtime", "experiment")
+# The folders of presets. Experiments and benchmarks span sections; the others each fill the section of their name.
+GROUPS = ("model", "data", "reward", "algorithm", "hardware", "runtime", "experiment", "benchmark")
 
 
 def register() -> None:

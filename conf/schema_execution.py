@@ -104,6 +104,16 @@ class EvaluationSettings:
     )
     samples: int = setting(4, "Sampled completions of each question. 0: greedy only.", minimum=0)
     max_prompts: int | None = setting(None, "Questions to use. null: all that are held out.", minimum=1)
+    source: str | None = setting(
+        None, "For task=evaluate: a source of questions, as data.source, in place of the held-out ones."
+    )
+    split: str = setting("test", "Split of evaluation.source, if that is a Hugging Face dataset.")
+    prompt_column: str | None = setting(None, "Its column with the questions. null: found by its name.")
+    answer_column: str | None = setting(None, "Its column with the answers. null: found by its name.")
+    compare_base: bool = setting(True, "For task=evaluate: the base model's answers, too, beside the adapter's.")
+    output: str | None = setting(
+        None, "For task=evaluate: the folder of the result. null: one in `evaluated` in the run's folder, or here."
+    )
 
 
 @dataclass

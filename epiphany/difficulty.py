@@ -11,26 +11,24 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from actors.data.prompts import PASS_RATE
 from actors.engines.stop_strings import StopStrings
 from actors.models.loading import fingerprint
-from actors.pipeline import Pipeline
 from actors.replay.admission import is_solved
-from actors.runtime.supervisor import Supervisor
 from actors.types import Group, Prompt
 from conf.errors import UsageError, disk_errors
 from conf.schema import Settings
 from conf.sources import named_sources
 from epiphany import preflight
-from epiphany.assembly import make_rollout
-from epiphany.identity import reward_fingerprint, user_files
-from epiphany.placement import make_runtime, timeouts_of
+from epiphany.adapters import adapter_layout_of, stored_adapter
+from epiphany.identity import adapter_fingerprint, reward_fingerprint, user_files
+from epiphany.report.partial_results import PartialResults
 from epiphany.run_data import load_model_source, training_rendering
 from epiphany.sampling import training_sampling
+from epiphany.sampling_workers import start_sampling
 
 COMPLETIONS = 2048  # sampled at a time, after which they are kept
 
@@ -51,12 +49,15 @@ def measure(
         replace(prompt, ordinal=number, purpose="evaluate")
         for number, prompt in enumerate(training_rendering(settings).render(measured_rows, tokenizer))
     ]
-    log = _Log(output, _identity(settings, fingerprint(source), prompts))
+    mark = _identity(settings, fingerprint(source), prompts)
+    log = PartialResults[int](output.with_suffix(f".{mark[:8]}.partial"), mark)
     note(f"{len(prompts)} prompts of {rows.train[0].name}, {len(log.results)} of them measured already")
     longest = settings.data.max_prompt_tokens
     waiting = [p for p in prompts if p.ordinal not in log.results and len(p.token_ids) <= longest]
     if waiting:
-        pipeline = _start_sampling(settings, output.parent, note, closing)
+        pipeline = start_sampling(settings, output.parent, note, closing)
+        if (adapter := stored_adapter(settings, adapter_layout_of(settings, source))) is not None:
+            pipeline.broadcast(adapter)
         sampling, samples = training_sampling(settings), settings.difficulty.samples
         size = max(1, COMPLETIONS // samples)
         for start in range(0, len(waiting), size):
@@ -73,7 +74,7 @@ def measure(
             for number, row in enumerate(measured_rows):
                 stream.write(json.dumps({**row.metadata, **log.results.get(number, unknown)}) + "\n")
         scratch.rename(output)
-        log.file.unlink(missing_ok=True)
+    log.delete()
     note(_summary(log.results))
     note(f"written to {output}; to train on what is neither too easy nor too hard: data.difficulty=[0.1, 0.9]")
     return output
@@ -92,45 +93,11 @@ def output_file(settings: Settings) -> Path:
     return Path(settings.run.folder) / "difficulty.jsonl"
 
 
-class _Log:
-    """Results by the number of the row, and the file that keeps them until all are there.
-
-    Another `identity` (model, prompts, sampling or reward) has a file of its own.
-    """
-
-    def __init__(self, output: Path, identity: str) -> None:
-        self.file = output.with_suffix(f".{identity[:8]}.partial")
-        self.results: dict[int, Mapping[str, float | None]] = {}
-        with disk_errors(output.parent):
-            output.parent.mkdir(parents=True, exist_ok=True)
-            lines = self.file.read_text().splitlines() if self.file.is_file() else []
-            kept = lines[1:] if lines[:1] == [identity] else []
-            for line in kept:
-                try:
-                    number, result = json.loads(line)
-                except ValueError:  # the line that was being written
-                    break
-                self.results[number] = result
-            self._rewrite(identity)
-
-    def _rewrite(self, identity: str) -> None:
-        self.file.write_text("".join([f"{identity}\n", *map(_line, self.results.items())]))
-
-    def add(self, results: Mapping[int, Mapping[str, float | None]]) -> None:
-        """Keep these, too."""
-        self.results |= results
-        with disk_errors(self.file.parent), self.file.open("a") as stream:
-            stream.writelines(map(_line, results.items()))
-
-
-def _line(entry: tuple[int, Mapping[str, float | None]]) -> str:
-    return json.dumps(entry) + "\n"
-
-
 def _identity(settings: Settings, model: str, prompts: Sequence[Prompt]) -> str:
     """A hash of all that the results depend on."""
     parts: list[Any] = [
         model,
+        adapter_fingerprint(settings),
         [settings.model.quantization, settings.model.dtype, list(settings.model.keep_16bit)],
         settings.difficulty.samples,
         asdict(training_sampling(settings)),
@@ -139,19 +106,6 @@ def _identity(settings: Settings, model: str, prompts: Sequence[Prompt]) -> str:
         [asdict(prompt) for prompt in prompts],
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
-def _start_sampling(settings: Settings, folder: Path, note: Callable[[str], None], closing: ExitStack) -> Pipeline:
-    """Workers that sample from the base model and score."""
-    runtime = make_runtime(settings, folder.resolve(), learners=False)
-    closing.callback(runtime.close)
-    supervisor = Supervisor(runtime, timeouts=timeouts_of(settings), note=note)
-    closing.callback(supervisor.close)
-    pipeline = Pipeline(supervisor)
-    workers = settings.runtime
-    supervisor.start("reward", workers.reward_workers, lambda _name: partial(preflight.make_reward, settings, None))
-    supervisor.start("rollout", workers.rollout_workers, lambda name: partial(make_rollout, settings, name))
-    return pipeline
 
 
 def _result(group: Group, max_score: float | None) -> dict[str, float | None]:

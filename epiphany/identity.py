@@ -12,7 +12,7 @@ from conf.errors import disk_errors
 from conf.fields import walk
 from conf.schema import Settings
 from conf.validate import named_terms
-from epiphany.report.run_folder import Layout, check_identity, read_settings
+from epiphany.report.run_folder import ADAPTER_WEIGHTS, Layout, check_identity, read_settings
 
 
 def identity_of_settings(settings: Settings) -> dict[str, object]:
@@ -21,6 +21,7 @@ def identity_of_settings(settings: Settings) -> dict[str, object]:
     return {
         "model.path": model.path,
         "model.revision": model.revision,
+        "model.adapter": model.adapter,
         "model.quantization": model.quantization,
         "model.keep_16bit": list(model.keep_16bit),
         "model.dtype": model.dtype,
@@ -50,14 +51,25 @@ def identity_of_settings(settings: Settings) -> dict[str, object]:
 
 
 def identity(settings: Settings, *, prompts: str, weights: str) -> dict[str, object]:
-    """All that must stay the same: settings, and the fingerprints of the training prompts and the base model's
-    weights.
+    """All that must stay the same: settings, and the fingerprints of the training prompts, the base model's weights and
+    the adapter that training starts from.
     """
+    start = adapter_fingerprint(settings)
     return {
         **identity_of_settings(settings),
+        **({} if start is None else {"the weights of model.adapter": start}),
         "the training prompts": prompts,
         "the base model's weights": weights,
     }
+
+
+def adapter_fingerprint(settings: Settings) -> str | None:
+    """A hash of the weights in model.adapter; None if no adapter is named. Raises DiskError."""
+    if settings.model.adapter is None:
+        return None
+    file = Path(settings.model.adapter).expanduser() / ADAPTER_WEIGHTS
+    with disk_errors(file):
+        return _hash(file.read_bytes())
 
 
 def user_files(settings: Settings) -> dict[str, str]:

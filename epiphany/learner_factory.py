@@ -8,6 +8,7 @@ from actors.models.lora import lora_arguments_of
 from actors.models.weight_sharing import SharesWeights, SharingImpossible, share_weights
 from conf.schema import LearnerSettings, Settings
 from conf.validate import named_terms
+from epiphany.adapters import stored_adapter
 from epiphany.run_plan import RunPlan
 from epiphany.sampling import training_sampling
 from learner.algorithms.table import make_algorithm, supervised
@@ -33,6 +34,8 @@ def make_learner_of_plan(settings: Settings, plan: RunPlan, *, engine: Engine | 
         offload_activations=plan.way.offload_activations,
         fused_kernels=settings.learner.fused_kernels,
     )
+    if (start := stored_adapter(settings, plan.layout)) is not None:
+        policy.lora.load(start)
     return assemble_learner(settings, policy, micro_batch_tokens=plan.way.micro_batch_tokens), origin
 
 

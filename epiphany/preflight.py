@@ -101,13 +101,13 @@ def _load(settings: Settings, source: SourceSettings) -> Loaded:
         split=str(source.split),
         prompt_column=source.prompt_column,
         answer_column=source.answer_column,
-        system_prompt=_system_prompt(settings, source.system_prompt),
+        system_prompt=system_prompt_of(settings, source.system_prompt),
         max_bad_rows=settings.data.max_bad_rows,
         seed=settings.data.seed,
     )
 
 
-def _system_prompt(settings: Settings, asked: str | None) -> str | None:
+def system_prompt_of(settings: Settings, asked: str | None) -> str | None:
     """The system message that was asked for, else the reward's; None or an empty text for none."""
     return settings.reward.system_prompt if asked is None else asked
 
@@ -173,7 +173,7 @@ def demonstration_rows(settings: Settings, training_rows: Sequence[Row]) -> Sequ
     """The rows whose demonstrations the warm-up trains on."""
     if settings.warmup.column:
         return training_rows
-    return built_in_rows(_system_prompt(settings, settings.data.system_prompt))
+    return built_in_rows(system_prompt_of(settings, settings.data.system_prompt))
 
 
 def _check_demonstrations(settings: Settings, rows: Rows, worker: RewardWorker) -> str:

@@ -41,9 +41,18 @@ def training_rendering(settings: Settings) -> Rendering:
     return Rendering(settings.sampling.prefill, settings.model.chat_template_kwargs)
 
 
+def evaluation_rendering(settings: Settings) -> Rendering:
+    """How held-out rows become prompts: as in training, but for what is set apart."""
+    training, asked = training_rendering(settings), settings.evaluation
+    return Rendering(
+        training.prefill if asked.prefill is None else asked.prefill,
+        training.variables if asked.chat_template_kwargs is None else asked.chat_template_kwargs,
+    )
+
+
 def load_data(settings: Settings, rows: Rows) -> RunData:
     """Render the rows as prompts. Raises UsageError for what the tokenizer or its chat template cannot do."""
-    data, evaluation = settings.data, settings.evaluation
+    data = settings.data
     source, tokenizer = load_model_source(settings)
     for sampling in (training_sampling(settings), evaluation_sampling(settings)):
         StopStrings(sampling.stop, tokenizer)  # refuses what the tokenizer cannot write
@@ -61,10 +70,7 @@ def load_data(settings: Settings, rows: Rows) -> RunData:
         rendering=training,
         difficulty=data.difficulty,
         revisit_solved=data.revisit_solved,
-        held_out_rendering=Rendering(
-            training.prefill if evaluation.prefill is None else evaluation.prefill,
-            training.variables if evaluation.chat_template_kwargs is None else evaluation.chat_template_kwargs,
-        ),
+        held_out_rendering=evaluation_rendering(settings),
     )
     demonstrations = None
     if settings.warmup.steps:

@@ -12,14 +12,15 @@ from transformers import PreTrainedModel
 
 from actors.engines.base import EngineOptions
 from actors.engines.registry import choose_engine
-from actors.models.families import ModelFamily, check_quantization, family_of
+from actors.models.families import check_quantization, family_of
 from actors.models.loading import check_checkpoint, checkpoint_quantization, choose_dtype
-from actors.models.lora import LoraArguments, adapter_layout
+from actors.models.lora import adapter_layout
 from actors.models.source import ModelSource
 from actors.models.weight_sharing import build_meta_model, resolve_kept_modules
 from actors.types import AdapterLayout
 from conf.errors import UsageError
 from conf.schema import Settings
+from epiphany.adapters import lora_arguments
 from epiphany.placement import threads_of
 from learner.algorithms.table import has_critic
 from learner.memory.advice import plan_memory
@@ -77,17 +78,6 @@ def choose_device(settings: Settings) -> Device:
     if kind == "cuda" and not has_gpu:
         raise UsageError("hardware.device=cuda: torch sees no GPU here; use hardware=auto or hardware=cpu")
     return Device(kind, threads_of(settings), choose_dtype(settings.model.dtype, kind))
-
-
-def lora_arguments(settings: Settings, family: ModelFamily) -> LoraArguments:
-    """What describes the adapter. rsLoRA (arXiv:2312.03732) is an alpha that is larger by the root of the rank.
-
-    So every engine and PEFT serve it as it is.
-    """
-    lora = settings.model.lora
-    alpha = lora.alpha * lora.rank**0.5 if lora.rslora else lora.alpha
-    targets = family.targets if lora.target_modules is None else lora.target_modules
-    return {"rank": lora.rank, "alpha": alpha, "target_modules": list(targets)}
 
 
 def plan_run(settings: Settings, source: ModelSource, *, roles: frozenset[str] = ROLES) -> RunPlan:

@@ -19,13 +19,13 @@ import torch
 from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 
-from actors.models.lora import flat_from_peft, peft_tensors
+from actors.models.lora import flat_from_peft
+from actors.models.peft_folder import WEIGHTS, write_peft_folder
 from actors.replay.journal import sync
 from actors.types import Adapter, AdapterLayout
 from conf.errors import UsageError, disk_errors
 
 STATE = "state.json"
-ADAPTER = "adapter_model.safetensors"
 TENSORS = "optimizer.safetensors"
 
 
@@ -39,38 +39,6 @@ class Checkpoint:
 
     folder: Path
     state: dict[str, Any]
-
-
-def save_adapter(folder: Path, adapter: Adapter, *, base_model: str) -> None:
-    """Write adapter_model.safetensors and adapter_config.json as PEFT and vLLM read them. Raises DiskError."""
-    with disk_errors(folder):
-        _write_adapter(folder, adapter, base_model)
-
-
-def _write_adapter(folder: Path, adapter: Adapter, base_model: str) -> None:
-    modules = sorted({entry.module for entry in adapter.layout.entries})
-    # Beside an image encoder, whose layers have the same names, PEFT needs the whole names.
-    is_part = any(".language_model." in module for module in modules)
-    target_modules = modules if is_part else sorted({module.rsplit(".", 1)[-1] for module in modules})
-    config = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base_model,
-        "bias": "none",
-        "r": adapter.layout.rank,
-        "lora_alpha": adapter.layout.alpha,
-        "lora_dropout": 0.0,
-        "target_modules": target_modules,
-        "inference_mode": True,
-        "fan_in_fan_out": False,
-        "use_rslora": False,
-        "use_dora": False,
-        "modules_to_save": None,
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    # save_file would raise an error of its own where the disk does not take the file.
-    (folder / ADAPTER).write_bytes(to_bytes(peft_tensors(adapter), metadata={"format": "pt"}))
-    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2))
 
 
 def save(
@@ -92,7 +60,7 @@ def save(
         final, scratch = root / _name(adapter.version), root / f".writing-{os.getpid()}"
         _remove_unfinished(root)
         try:
-            _write_adapter(scratch, adapter, base_model)
+            write_peft_folder(scratch, adapter, base_model=base_model)
             (scratch / TENSORS).write_bytes(to_bytes(tensors))
             checksums = {file.name: _checksum(file) for file in scratch.iterdir()}
             content = {**state, "version": adapter.version, "files": checksums}
@@ -143,7 +111,7 @@ def find(root: Path, resume: str) -> Checkpoint | None:
 
 def load(checkpoint: Checkpoint, layout: AdapterLayout) -> tuple[Adapter, dict[str, torch.Tensor]]:
     """The adapter and the tensors that `save` got, on the CPU. Raises AdapterError if `layout` does not match."""
-    flat = flat_from_peft(load_file(checkpoint.folder / ADAPTER), layout)
+    flat = flat_from_peft(load_file(checkpoint.folder / WEIGHTS), layout)
     return Adapter(checkpoint.state["version"], layout, flat), load_file(checkpoint.folder / TENSORS)
 
 

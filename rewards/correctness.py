@@ -59,6 +59,16 @@ def last_number(text: str) -> Decimal | None:
     return None
 
 
+def final_answer(text: str) -> str | None:
+    """What the text answers, for comparing samples with each other: the marked answer, else the last number, as a
+    number where it is one; None if there is neither."""
+    marked = marked_answer(text)
+    number = last_number(text) if marked is None else plain_number(marked)
+    if number is not None:
+        return f"{number.normalize():f}"
+    return None if marked is None else _folded(marked)
+
+
 def numeric(sample: Sample, *, strict: bool = False) -> float | None:
     """1 if the answer's number is that of a reference, else 0; None without a numeric reference."""
     references = [number for answer in sample.answers if (number := plain_number(answer)) is not None]

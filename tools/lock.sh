@@ -15,8 +15,8 @@ for python in 3.11 3.12; do
             .venv/bin/uv pip compile --quiet pyproject.toml --python-version "$python" \
                 --python-platform x86_64-manylinux_2_28 "${more[@]}" --no-header --no-annotate "$@" >/dev/null
         }
-        compile --extra "$kind" --extra dev --output-file "$lock-dev.txt"
+        compile --extra "$kind" --extra gguf --extra dev --output-file "$lock-dev.txt"
         # The same versions, less what only developers need.
-        compile --extra "$kind" --constraints "$lock-dev.txt" --output-file "$lock.txt"
+        compile --extra "$kind" --extra gguf --constraints "$lock-dev.txt" --output-file "$lock.txt"
     done
 done

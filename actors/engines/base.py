@@ -1,7 +1,7 @@
 """What a rollout engine must do, and what it is built from. Knows no engine; loads neither torch nor transformers."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -35,6 +35,10 @@ class Engine(Protocol):
 
     def step(self) -> list[Completion]:
         """Advance every running sequence by about one token; return the completions that finished."""
+        ...
+
+    def partial(self) -> Mapping[str, Sequence[int]]:
+        """The tokens that each running request has sampled so far, for those who watch."""
         ...
 
     def load_adapter(self, adapter: Adapter) -> None:

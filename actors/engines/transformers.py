@@ -7,7 +7,7 @@ step; finished rows are dropped from it. Knows transformers; knows neither vLLM 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -88,6 +88,9 @@ class TransformersEngine:
 
     def submit(self, requests: Sequence[Request]) -> None:
         self._waiting.extend(requests)
+
+    def partial(self) -> Mapping[str, Sequence[int]]:
+        return {row.request.request_id: row.token_ids for cohort in self._cohorts for row in cohort.rows}
 
     def load_adapter(self, adapter: Adapter) -> None:
         self._lora.load(adapter)

@@ -70,7 +70,7 @@ def check_checkpoint(source: ModelSource, model: PreTrainedModel, *, trust_remot
     # The shapes of a quantized checkpoint are those of packed bytes.
     if checkpoint_quantization(source, trust_remote_code=trust_remote_code) is not None:
         stored: set[str] = set()
-        for file in _local_folder(source).glob("*.safetensors"):
+        for file in local_folder(source).glob("*.safetensors"):
             with _readable(source), safe_open(file, framework="pt") as tensors:
                 stored |= set(tensors.keys())
         missing = {name for name, _ in model.named_parameters()} - stored
@@ -202,7 +202,7 @@ def fingerprint(source: ModelSource) -> str:
 
     It covers the sizes of its files and 4 KiB at 64 places of each: reading all of a large model would take minutes.
     """
-    digest, folder = hashlib.sha256(), _local_folder(source)
+    digest, folder = hashlib.sha256(), local_folder(source)
     for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
         size = file.stat().st_size
         digest.update(f"{file.name}:{size}".encode())
@@ -213,7 +213,7 @@ def fingerprint(source: ModelSource) -> str:
     return digest.hexdigest()[:16]
 
 
-def _local_folder(source: ModelSource) -> Path:
+def local_folder(source: ModelSource) -> Path:
     """The folder on this machine that holds the model's files."""
     from huggingface_hub import snapshot_download
 

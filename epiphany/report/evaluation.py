@@ -4,7 +4,6 @@ Knows scored groups; knows neither how they were sampled nor how the table looks
 """
 
 import json
-import math
 import statistics
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -16,8 +15,8 @@ from actors.types import Group, Score
 from conf.errors import disk_errors
 from epiphany.report.metrics import Row, write_step_table
 from epiphany.report.run_folder import Layout
+from epiphany.report.scores import normal_interval, wilson
 
-Z_95 = 1.959964  # two-sided 95 % of the standard normal distribution
 ROWS = pa.schema(
     [
         pa.field("ordinal", pa.int64(), nullable=False),
@@ -87,20 +86,6 @@ def _means(groups: Sequence[Group], value: Callable[[Score], float | None]) -> l
     """Each prompt's mean of a value over the samples that have it, without prompts that have none."""
     values = [[x for score in group.scores if (x := value(score)) is not None] for group in groups]
     return [statistics.fmean(of_prompt) for of_prompt in values if of_prompt]
-
-
-def wilson(share: float, count: int) -> tuple[float, float]:
-    """Wilson's 95 % score interval of a share observed in `count` trials."""
-    z = Z_95
-    center = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return max(0.0, center - half), min(1.0, center + half)
-
-
-def normal_interval(values: Sequence[float]) -> tuple[float, float]:
-    """The 95 % interval of the mean of at least two independent values, by the normal approximation."""
-    half = Z_95 * statistics.stdev(values) / math.sqrt(len(values))
-    return statistics.fmean(values) - half, statistics.fmean(values) + half
 
 
 def best_constant(answers: Sequence[str | None]) -> tuple[str, float]:

@@ -11,7 +11,9 @@ import pyarrow as pa
 import torch
 import torch.distributed as dist
 
+from actors.models.peft_folder import write_peft_folder
 from actors.types import Adapter
+from conf.errors import disk_errors
 from learner import checkpoint
 from learner.learner import Learner
 from learner.metrics import StepStats
@@ -142,7 +144,8 @@ class LearnerWorker:
 
     def save_adapter(self, folder: Path) -> None:
         """Write the adapter in PEFT layout."""
-        checkpoint.save_adapter(folder, self.learner.adapter(), base_model=self._base_model)
+        with disk_errors(folder):
+            write_peft_folder(folder, self.learner.adapter(), base_model=self._base_model)
 
     def close(self) -> None:
         """Leave the other ranks, if there are any: an engine in the same process has a process group of its own."""

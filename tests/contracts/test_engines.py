@@ -177,16 +177,16 @@ def test_engine_and_learner_agree_before_and_after_updates(name: str, request: p
 
 
 def test_the_exported_adapter_is_the_adapter_to_peft(oracle: Bench, real: tuple[ModelSource, Any, Policy], tmp_path):
-    """What `save_adapter` writes, plain PEFT loads, and it says the same as the engine."""
+    """What `write_peft_folder` writes, plain PEFT loads, and it says the same as the engine."""
     from peft import PeftModel
 
-    from learner.checkpoint import save_adapter
+    from actors.models.peft_folder import write_peft_folder
 
     source, _, _ = real
     adapter = oracle.adapter(1, seed=3)
     oracle.engine.load_adapter(adapter)
     (expected,) = oracle.sample(temperature=0.0, count=1)
-    save_adapter(tmp_path, adapter, base_model=source.path)
+    write_peft_folder(tmp_path, adapter, base_model=source.path)
     base = load_base_model(source, dtype="float32", device="cpu", quantization="none", trust_remote_code=False)
     model = PeftModel.from_pretrained(base, str(tmp_path))
     ids = torch.tensor([oracle.tokens("What is 2 + 2?")])

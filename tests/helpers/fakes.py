@@ -26,6 +26,9 @@ class EchoEngine:
     def submit(self, requests: Sequence[Request]) -> None:
         self._waiting += requests
 
+    def partial(self) -> dict[str, list[int]]:
+        return {name: done for name, (_, done, _) in self._running.items()}
+
     def load_adapter(self, adapter: Adapter) -> None:
         check_adapter(adapter)
         self._spans.close(self.version, {name: len(done) for name, (_, done, _) in self._running.items()})

@@ -29,8 +29,8 @@ def refused(*overrides: str) -> str:
 
 @pytest.mark.parametrize(("group", "name"), PRESETS)
 def test_every_preset_composes_and_passes_the_checks(group: str, name: str):
-    source = ["data.source=rows.jsonl"] if (group, name) == ("data", "file") else []
-    settings = load_settings(f"{group}={name}", *source)
+    more = {"data": "data.source=rows.jsonl", "benchmark": "task=evaluate"}.get(group, "run.steps=1")
+    settings = load_settings(f"{group}={name}", *([] if (group, name) == ("data", "chain_sum") else [more]))
     assert {setting.key for setting in walk(settings)} >= {setting.key for setting in walk(Settings())}
     if group == "algorithm":
         assert settings.algorithm.name == name
@@ -123,7 +123,7 @@ def test_settings_that_cannot_work_together_are_named():
         ("evaluation.max_prompts=0", "evaluation.max_prompts=0: must be at least 1"),
         ("engine.name=fast", "engine.name=fast: choose auto, vllm, transformers"),
         ("run.sinks=[wandb, excel]", "run.sinks=excel: choose wandb, trackio"),
-        ("task=dance", "task=dance: choose train, difficulty, status, plan"),
+        ("task=dance", "task=dance: choose train, generate, chat, evaluate, export, difficulty, status, plan"),
         ("reward.terms=[]", "reward.terms is empty"),
         ("reward.terms=[{fn: numeric, weight: nan}]", "reward.terms[0].weight=nan: must be a number"),
         ("reward.terms=[{weight: 2}]", "reward.terms[0].fn: "),
@@ -186,7 +186,7 @@ def test_terms_get_unique_names():
 
 def test_rslora_is_a_larger_alpha():
     from actors.models.families import FAMILIES
-    from epiphany.run_plan import lora_arguments
+    from epiphany.adapters import lora_arguments
 
     llama = FAMILIES["llama"]
     plain = load_settings("model.lora.rank=16", "model.lora.alpha=32")

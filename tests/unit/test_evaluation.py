@@ -12,7 +12,7 @@ from rich.console import Console
 
 from actors.types import Group, Score, Truncation
 from conf.compose import load_settings
-from epiphany.report import evaluation, metrics
+from epiphany.report import evaluation, metrics, scores
 from epiphany.report.run_folder import Layout
 from epiphany.report.table import show_evaluations
 from epiphany.sampling import evaluation_sampling, training_sampling
@@ -55,9 +55,9 @@ def test_a_reward_that_checks_no_answer_has_a_mean_and_its_interval():
 
 def test_wilson_interval_by_hand():
     # 8 of 10 at 95 %: Wilson's interval is 0.490 to 0.943 (Brown, Cai and DasGupta 2001 give the formula).
-    low, high = evaluation.wilson(0.8, 10)
+    low, high = scores.wilson(0.8, 10)
     assert (low, high) == (pytest.approx(0.4902, abs=1e-4), pytest.approx(0.9433, abs=1e-4))
-    assert evaluation.wilson(0.0, 5)[0] == pytest.approx(0) and evaluation.wilson(1.0, 5)[1] == pytest.approx(1)
+    assert scores.wilson(0.0, 5)[0] == pytest.approx(0) and scores.wilson(1.0, 5)[1] == pytest.approx(1)
 
 
 def test_best_constant():

@@ -136,3 +136,21 @@ def test_sweep_folders_are_named_by_their_overrides():
 
 def test_version():
     assert wants_version(["--version"]) and not wants_version(["run.name=version"])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "What is 2+2, and why?",
+        "it's",
+        "a\\",
+        "\\frac{1}{2} = [x]: 'y'",
+        "${run.name} and \\${x} cost $5",
+        "{a: b}",
+        " null ",
+        "two\nlines",
+        "<think>=",
+    ],
+)
+def test_a_prompt_is_taken_as_it_is(text: str):
+    assert load_settings("task=generate", f"prompt={text}").generate.prompt == text

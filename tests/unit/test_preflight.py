@@ -114,7 +114,7 @@ def test_mistakes_are_told_before_torch_is_imported(tmp_path: Path):
 
 
 def test_progress_bars_of_libraries_are_off():
-    code = "from epiphany.commands import quiet_libraries as quiet; quiet(); import tqdm; list(tqdm.tqdm(range(3)))"
+    code = "from epiphany.quiet import quiet_libraries as quiet; quiet(); import tqdm; list(tqdm.tqdm(range(3)))"
     done = run_python(code, ROOT)
     assert (done.returncode, done.stderr) == (0, "")
 

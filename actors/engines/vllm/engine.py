@@ -8,7 +8,7 @@ not document is in internals.py, patches.py and lora_patches.py. Knows nothing o
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
 from typing import TYPE_CHECKING, Protocol
@@ -83,6 +83,9 @@ class VllmEngine:
 
     def submit(self, requests: Sequence[Request]) -> None:
         self._waiting.extend(requests)
+
+    def partial(self) -> Mapping[str, Sequence[int]]:
+        return self._outputs.partial()
 
     def load_adapter(self, adapter: Adapter) -> None:
         self._slot.write(adapter)

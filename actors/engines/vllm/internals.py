@@ -221,6 +221,11 @@ class Outputs:
         self._processor = engine.output_processor
         self._parts: dict[str, tuple[list[int], list[np.ndarray]]] = {}
 
+    def partial(self) -> dict[str, list[int]]:
+        """The tokens of each running request so far, under the name that it was added by."""
+        states = self._processor.request_states
+        return {states[internal_id].external_req_id: token_ids for internal_id, (token_ids, _) in self._parts.items()}
+
     def step(self, stops: Mapping[str, StopStrings]) -> list[Sampled]:
         """One step of the engine; the requests that it finished. `stops` are those of each request that runs."""
         finished = []
