@@ -3,7 +3,7 @@
 A run is used if the command names one, or if there is one in run.folder and the command names no model. Loads no torch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -23,6 +23,8 @@ from epiphany.report.run_folder import ADAPTER_WEIGHTS, Layout, read_settings
 
 # Presets that a task may choose anew for the model of a run.
 CHANGEABLE = ("hardware", "runtime", "data", "reward", "benchmark")
+# Presets that span sections.
+SPANNING = ("benchmark", "experiment")
 # Settings that would name another model than the run's.
 OF_THE_MODEL = ("model.path", "model.revision", "model.package", "model.package_path")
 
@@ -36,13 +38,15 @@ def settings_of_task(config: DictConfig, overrides: Sequence[str]) -> Settings:
     """The checked settings of the command that composed `config` from the normalized `overrides`."""
     if config.task in USING_A_MODEL:
         parsed = OverridesParser.create().parse_overrides([o for o in overrides if o not in IMPLIED])
-        keys = {override.key_or_group for override in parsed}
         folder = Layout(Path(config.run.folder))
-        is_named = bool(keys & {"run.folder", "run.name"})
+        is_named = any(override.key_or_group in ("run.folder", "run.name") for override in parsed)
         if is_named and not folder.settings.is_file():
             raise UsageError(f"run.folder={folder.path}: there is no run; name one, or a model with model.path")
-        if is_named or (folder.settings.is_file() and not any(key.split(".")[0] == "model" for key in keys)):
-            config = _of_run(folder, config, parsed)
+        if folder.settings.is_file():
+            stored = _stored(folder)
+            of_model = [override for override in parsed if override.key_or_group.split(".")[0] == "model"]
+            if is_named or all(_agrees(stored, override) for override in of_model):
+                config = _of_run(folder, stored, config.task, parsed)
     settings = to_settings(config)
     check_settings(settings)
     return settings
@@ -59,45 +63,86 @@ def adapter_of(folder: Layout) -> Path:
     )
 
 
-def _of_run(folder: Layout, config: DictConfig, overrides: Sequence[Override]) -> DictConfig:
-    """The settings that the run was last started with, changed by the overrides."""
+def _stored(folder: Layout) -> DictConfig:
+    """The settings that the run was last started with. Raises UsageError if they are those of another version."""
     try:
-        chosen = cast(DictConfig, OmegaConf.merge(OmegaConf.structured(Settings), read_settings(folder).settings))
+        return cast(DictConfig, OmegaConf.merge(OmegaConf.structured(Settings), read_settings(folder).settings))
     except OmegaConfBaseException as error:
         raise UsageError(
             f"{folder.settings} has settings that this version of Epiphany does not know; use the version that made "
             f"it: {str(error).splitlines()[0]}"
         ) from error
-    chosen.task, chosen.run.folder = config.task, str(folder.path)
-    keys = [override.key_or_group for override in overrides]
-    if "model.adapter" not in keys:
+
+
+def _of_run(folder: Layout, stored: DictConfig, task: str, overrides: Sequence[Override]) -> DictConfig:
+    """The settings of the run for the task, changed by the overrides."""
+    chosen = cast(DictConfig, OmegaConf.merge(stored, {"task": task, "run": {"folder": str(folder.path)}}))
+    if all(override.key_or_group != "model.adapter" for override in overrides):
         chosen.model.adapter = str(adapter_of(folder))
     for override in overrides:
-        _apply(chosen, override, folder)
+        _check(stored, override, folder)
+    for override in overrides:
+        _apply(chosen, override)
     return chosen
 
 
-def _apply(config: DictConfig, override: Override, folder: Layout) -> None:
+def _check(stored: DictConfig, override: Override, folder: Layout) -> None:
+    """Raises UsageError for an override that would make the run's model another one."""
     key = override.key_or_group
-    if key in ("task", "run.folder", "run.name") or key.startswith("hydra"):
-        return
     if override.is_sweep_override() or override.is_delete():
         raise UsageError(f"{override.input_line}: a task that uses a run takes one value for each setting")
-    if key in GROUPS:
-        if key not in CHANGEABLE:
-            raise UsageError(
-                f"{override.input_line}: the run in {folder.path} has settled this; change single settings, or name a "
-                "model with model.path and no run"
-            )
-        preset = OmegaConf.load(Path(str(conf.__file__)).parent / key / f"{override.value()}.yaml")
-        if key == "benchmark":  # spans sections
-            config.merge_with(preset)
-        else:
-            config[key] = OmegaConf.merge(OmegaConf.structured(getattr(Settings(), key)), preset)
+    is_settled = (key in GROUPS and key not in CHANGEABLE) or key in OF_THE_MODEL or key.startswith("model.lora.")
+    if is_settled and not _agrees(stored, override):
+        raise UsageError(
+            f"{override.input_line}: the run in {folder.path} has settled this; change single settings, or name a "
+            "model with model.path and no run"
+        )
+
+
+def _agrees(stored: DictConfig, override: Override) -> bool:
+    """Whether the run has what the override says: the value of a setting, or all of a preset."""
+    key, value = override.key_or_group, override.value()
+    if key not in GROUPS:
+        return OmegaConf.select(stored, key) == value
+    return _has_preset(stored, key, str(value))
+
+
+def _has_preset(stored: DictConfig, group: str, name: str) -> bool:
+    preset = _preset(group, name)
+    others = [next(iter(entry.items())) for entry in preset.pop("defaults", [])]
+    where = "" if group in SPANNING else group
+    return all(_has_preset(stored, other.split("/")[-1], chosen) for other, chosen in others) and all(
+        OmegaConf.select(stored, key) == value for key, value in _leaves(OmegaConf.to_container(preset), where)
+    )
+
+
+def _leaves(node: object, key: str) -> Iterator[tuple[str, object]]:
+    """Each value that is no section, with its dotted key, but no lists of sections: what their entries leave out is
+    filled in when they are stored.
+    """
+    if isinstance(node, dict):
+        for name, value in node.items():
+            yield from _leaves(value, f"{key}.{name}".lstrip("."))
+    elif not (isinstance(node, list) and any(isinstance(entry, dict) for entry in node)):
+        yield key, node
+
+
+def _preset(group: str, name: str) -> DictConfig:
+    return cast(DictConfig, OmegaConf.load(Path(str(conf.__file__)).parent / group / f"{name}.yaml"))
+
+
+def _apply(config: DictConfig, override: Override) -> None:
+    key = override.key_or_group
+    is_settled = key in GROUPS and key not in CHANGEABLE
+    if is_settled or key in ("task", "run.folder", "run.name") or key.startswith("hydra"):
         return
-    if key in OF_THE_MODEL or key.startswith("model.lora."):
-        raise UsageError(f"{override.input_line}: the run in {folder.path} has its own model; name no run for another")
     try:
-        OmegaConf.update(config, key, override.value(), merge=False, force_add=override.is_force_add())
+        if key in SPANNING:
+            config.merge_with(_preset(key, str(override.value())))
+        elif key in GROUPS:
+            default = OmegaConf.structured(getattr(Settings(), key))
+            config[key] = OmegaConf.merge(default, _preset(key, str(override.value())))
+        else:
+            OmegaConf.update(config, key, override.value(), merge=True, force_add=override.is_force_add())
     except OmegaConfBaseException as error:
         raise UsageError(f"{override.input_line}: {str(error).splitlines()[0]}") from error

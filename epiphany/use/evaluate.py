@@ -17,6 +17,7 @@ from actors.models.loading import fingerprint
 from actors.models.source import ModelSource
 from actors.pipeline import Pipeline
 from actors.types import Adapter, Group, Prompt, Sampling, Score, Trajectory, Turn, VersionSpan
+from conf.errors import UsageError
 from conf.schema import Settings
 from conf.validate import check_settings
 from epiphany import preflight
@@ -51,6 +52,8 @@ def evaluate(
     mark = _identity(settings, source, questions)
     folder = output_folder(settings, questions, mark)
     if (done := read_verdict(folder)) is not None:
+        if done.identity != mark:
+            raise UsageError(f"evaluation.output={folder} holds another evaluation; name another folder")
         note(f"measured already: {folder}")
         return done
     started = time.monotonic()
@@ -66,7 +69,14 @@ def evaluate(
         if of_model is None:
             return None
         answers[name] = of_model
-    verdict = Verdict.of(settings, questions.name, questions.too_long, answers, seconds=time.monotonic() - started)
+    verdict = Verdict.of(
+        settings,
+        answers,
+        identity=mark,
+        questions=questions.name,
+        too_long=questions.too_long,
+        seconds=time.monotonic() - started,
+    )
     verdict.save(folder, answers)
     log.delete()
     note(f"written to {folder}")

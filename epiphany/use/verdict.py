@@ -41,12 +41,14 @@ class Answers:
 
 @dataclass(frozen=True)
 class Verdict:
-    """`models` holds by name ("base", "adapter") the summaries of greedy and sampled answers, pass@k and maj@k.
+    """What was found. `identity` is a hash of all that the answers and their scores depend on.
 
+    `models` holds by name ("base", "adapter") the summaries of greedy and sampled answers, pass@k and maj@k.
     `paired` compares the adapter with the base on the greedy answers, if both were measured: difference, interval, the
     questions won and lost, and p.
     """
 
+    identity: str
     model: str
     adapter: str | None
     questions: str
@@ -59,9 +61,18 @@ class Verdict:
 
     @classmethod
     def of(
-        cls, settings: Settings, questions: str, too_long: int, answers: Mapping[str, Answers], *, seconds: float
+        cls,
+        settings: Settings,
+        answers: Mapping[str, Answers],
+        *,
+        identity: str,
+        questions: str,
+        too_long: int,
+        seconds: float,
     ) -> "Verdict":
+        """The verdict on answers to `questions`, of which `too_long` were left out."""
         return cls(
+            identity=identity,
             model=settings.model.path,
             adapter=settings.model.adapter,
             questions=questions,

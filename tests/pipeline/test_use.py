@@ -122,6 +122,9 @@ def test_an_evaluation_equals_the_runs_own_and_goes_on_where_it_was_stopped(whol
             verdict = evaluate.evaluate(settings, quiet, stop=lambda: False, closing=closing)
     assert verdict is not None and verdict.models == result["models"]
     assert not (tmp_path / "parts" / "partial.jsonl").exists()
+    settings.evaluation.samples = 2
+    with ExitStack() as closing, pytest.raises(UsageError, match="holds another evaluation"):
+        evaluate.evaluate(settings, quiet, stop=lambda: False, closing=closing)
 
 
 def test_an_evaluation_takes_a_file_with_checked_answers(whole: Whole, tmp_path: Path):
@@ -152,8 +155,10 @@ def test_training_starts_from_an_adapter(whole: Whole, tiny_model: Path, tmp_pat
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run={run}", "model.path=other"], "has its own model"),
+        (["run={run}", "model.path=other"], "has settled this"),
         (["run={run}", "algorithm=dapo"], "has settled this"),
+        (["run={run}", "experiment=gsm8k"], "has settled this"),
+        (["run={run}", "model.lora.rank=8"], "has settled this"),
         (["run={run}", "learner.learning_rate=many"], "learner.learning_rate=many"),
         (["run={run}/none"], "there is no run"),
         (["run={run}", "model.adapter={run}/journal"], "there is no adapter_config.json"),
@@ -163,6 +168,17 @@ def test_what_a_run_does_not_have_is_refused(whole: Whole, arguments: list[str],
     folder, _ = whole
     with pytest.raises(UsageError, match=message):
         epiphany.generate("2 + 1", *(argument.format(run=folder) for argument in arguments))
+
+
+def test_the_command_of_the_run_uses_it_with_another_task(
+    whole: Whole, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder, _ = whole
+    again = epiphany.load_settings("task=chat", *overrides(tiny_model, folder), "algorithm=grpo")
+    assert again.model.adapter == str(folder / "adapter") and again.sampling.max_tokens == 6
+    monkeypatch.chdir(tmp_path)
+    alone = epiphany.load_settings("task=chat", "model.path=other")
+    assert alone.model.adapter is None and alone.model.path == "other"
 
 
 def test_presets_and_settings_change_those_of_the_run(whole: Whole):
