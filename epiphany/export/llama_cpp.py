@@ -1,6 +1,7 @@
-"""What llama.cpp says of given tokens: run as a process of its own, which may crash or write what it likes to stderr.
+"""What llama.cpp says of given tokens: a script, for a process of its own that may crash or write what it likes to
+stderr. Knows nothing of Epiphany.
 
-    python -m epiphany.export.llama_cpp FILE THREADS < answers.json
+    python -P llama_cpp.py FILE THREADS < answers.json
 
 Reads a list of [prompt tokens, answer tokens] and writes, for each answer, the most probable tokens at each place of it
 with their log-probabilities, as a list of [token, logprob] pairs.

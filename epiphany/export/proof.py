@@ -101,7 +101,8 @@ def prove_llama_cpp(file: Path, answers: Sequence[Answer], *, bound: float, thre
     """Load the GGUF file by llama.cpp and compare. A token that is not among the most probable ones counts as the last
     of these. Raises ExportError with what llama.cpp says if it cannot load the file.
     """
-    command = [sys.executable, "-m", "epiphany.export.llama_cpp", str(file), str(threads)]
+    # -P: without it, our gguf.py would come before the package gguf.
+    command = [sys.executable, "-P", str(Path(__file__).with_name("llama_cpp.py")), str(file), str(threads)]
     asked = json.dumps([[answer.prompt, answer.tokens] for answer in answers])
     done = subprocess.run(command, input=asked, capture_output=True, text=True, check=False)
     if done.returncode:
