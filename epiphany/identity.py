@@ -8,11 +8,12 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from actors.models.adapter import WEIGHTS
 from conf.errors import disk_errors
 from conf.fields import walk
 from conf.schema import Settings
 from conf.validate import named_terms
-from epiphany.report.run_folder import ADAPTER_WEIGHTS, Layout, check_identity, read_settings
+from epiphany.report.run_folder import Layout, check_identity, read_settings
 
 
 def identity_of_settings(settings: Settings) -> dict[str, object]:
@@ -67,7 +68,7 @@ def adapter_fingerprint(settings: Settings) -> str | None:
     """A hash of the weights in model.adapter; None if no adapter is named. Raises DiskError."""
     if settings.model.adapter is None:
         return None
-    file = Path(settings.model.adapter).expanduser() / ADAPTER_WEIGHTS
+    file = Path(settings.model.adapter).expanduser() / WEIGHTS
     with disk_errors(file):
         return _hash(file.read_bytes())
 

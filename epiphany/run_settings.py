@@ -13,13 +13,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import conf
+from actors.models.adapter import WEIGHTS
 from conf.compose import compose_config, to_settings
 from conf.errors import UsageError
 from conf.facts import USING_A_MODEL
 from conf.overrides import IMPLIED, normalize_overrides
 from conf.schema import GROUPS, Settings
 from conf.validate import check_settings
-from epiphany.report.run_folder import ADAPTER_WEIGHTS, Layout, read_settings
+from epiphany.report.run_folder import Layout, read_settings
 
 # Presets that a task may choose anew for the model of a run.
 CHANGEABLE = ("hardware", "runtime", "data", "reward", "benchmark")
@@ -56,7 +57,7 @@ def adapter_of(folder: Layout) -> Path:
     """The folder of the run's adapter: the final one, else that of the newest checkpoint. Raises UsageError."""
     checkpoints = sorted(folder.checkpoints.glob("step-*"), reverse=True)
     for path in [folder.adapter, *checkpoints]:
-        if (path / ADAPTER_WEIGHTS).is_file():
+        if (path / WEIGHTS).is_file():
             return path
     raise UsageError(
         f"run.folder={folder.path}: the run has saved no adapter yet; model.adapter=null uses its base model"

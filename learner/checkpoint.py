@@ -19,8 +19,9 @@ import torch
 from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 
+from actors.models.adapter import WEIGHTS
 from actors.models.lora import flat_from_peft
-from actors.models.peft_folder import WEIGHTS, write_peft_folder
+from actors.models.peft_folder import write_peft_folder
 from actors.replay.journal import sync
 from actors.types import Adapter, AdapterLayout
 from conf.errors import UsageError, disk_errors

@@ -3,6 +3,8 @@
 from actors.types import Adapter, AdapterLayout
 from conf.errors import UsageError
 
+WEIGHTS = "adapter_model.safetensors"  # in the folder of an adapter, and of a checkpoint
+
 
 class AdapterError(UsageError):
     """An adapter that does not fit the model, or holds NaN or infinity."""

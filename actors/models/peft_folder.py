@@ -11,11 +11,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 
-from actors.models.adapter import AdapterError
+from actors.models.adapter import WEIGHTS, AdapterError
 from actors.models.lora import PREFIX, LoraArguments, flat_from_peft, peft_tensors
 from actors.types import Adapter, AdapterLayout
 
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+CONFIG = "adapter_config.json"
 # Settings of PEFT that change what an adapter computes, unless they are None, False, empty, or as here.
 CHANGING: dict[str, object] = {
     "bias": "none",

@@ -62,16 +62,19 @@ def write_gguf(model: Path, file: Path, *, kind: str, llama_cpp: str | None) -> 
         return
     whole = file.with_name("whole.gguf")
     _convert(folder, model, whole, "bf16")
-    _run([str(find_quantizer(folder)), str(whole), str(file), kind.upper()])
+    run([str(find_quantizer(folder)), str(whole), str(file), kind.upper()], f"{QUANTIZER} failed")
     whole.unlink()
 
 
 def _convert(llama_cpp: Path, model: Path, file: Path, kind: str) -> None:
-    _run([sys.executable, str(llama_cpp / CONVERTER), str(model), "--outfile", str(file), "--outtype", kind])
+    command = [sys.executable, str(llama_cpp / CONVERTER), str(model), "--outfile", str(file), "--outtype", kind]
+    run(command, f"{CONVERTER} failed")
 
 
-def _run(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+def run(command: list[str], failed: str, *, asked: str | None = None) -> str:
+    """What the program prints, given `asked` to read. Raises ExportError, `failed` and what it said last."""
+    done = subprocess.run(command, input=asked, capture_output=True, text=True, check=False)
     if done.returncode:
         said = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
-        raise ExportError(f"task=export: {Path(command[1]).name} failed: {' / '.join(said[-3:])[-600:]}")
+        raise ExportError(f"task=export: {failed}: {' / '.join(said[-3:])[-600:]}")
+    return done.stdout

@@ -15,11 +15,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from actors.models.hub import PATTERNS
 from actors.types import Adapter
 from conf.errors import UsageError
 
 SHARD_BYTES = 2 << 30  # of a file of weights, and about the memory that merging takes
-BESIDE_WEIGHTS = ("*.json", "*.jinja", "*.model", "*.txt")
+WEIGHT_FILES = "*.safetensors"
 INDEX = "model.safetensors.index.json"
 PLAIN = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -39,7 +40,7 @@ class Checkpoint:
     def open(cls, folder: Path) -> "Checkpoint":
         """Raises ExportError if the folder has no weights as safetensors."""
         file_of = {}
-        for file in sorted(folder.glob("*.safetensors")):
+        for file in sorted(folder.glob(WEIGHT_FILES)):
             with safe_open(file, framework="pt") as opened:
                 file_of |= dict.fromkeys(opened.keys(), file)
         if not file_of:
@@ -55,9 +56,10 @@ class Checkpoint:
     def dtype(self) -> str:
         """The type of most of the weights, as torch calls it."""
         kinds: Counter[str] = Counter()
-        for name, file in self.file_of.items():
+        for file in set(self.file_of.values()):
             with safe_open(file, framework="pt") as opened:
-                kinds[opened.get_slice(name).get_dtype()] += 1
+                names = list(opened.keys())
+                kinds.update(opened.get_slice(name).get_dtype() for name in names)
         (kind, _), *_ = kinds.most_common(1)
         return {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}.get(kind, kind)
 
@@ -126,7 +128,7 @@ def _tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]:
 
 def _beside_weights(folder: Path) -> Sequence[Path]:
     """What a model needs beside its weights: configuration, tokenizer, chat template."""
-    files = [file for pattern in BESIDE_WEIGHTS for file in sorted(folder.glob(pattern))]
+    files = [file for pattern in PATTERNS if pattern != WEIGHT_FILES for file in sorted(folder.glob(pattern))]
     return [file for file in files if not file.name.endswith(".index.json")]
 
 

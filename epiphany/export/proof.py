@@ -7,7 +7,6 @@ PEFT or llama.cpp. Knows engines by their answers only.
 import importlib.util
 import json
 import statistics
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from peft import PeftModel
 from transformers import AutoConfig, PreTrainedModel
 
 from actors.models.loading import model_class
+from epiphany.export.gguf import run
 from epiphany.export.merge import ExportError
 
 # What the mean may be at most: what the export's own type costs, and what an engine in 16 bits, or over other weights
@@ -104,12 +104,9 @@ def prove_llama_cpp(file: Path, answers: Sequence[Answer], *, bound: float, thre
     # -P: without it, our gguf.py would come before the package gguf.
     command = [sys.executable, "-P", str(Path(__file__).with_name("llama_cpp.py")), str(file), str(threads)]
     asked = json.dumps([[answer.prompt, answer.tokens] for answer in answers])
-    done = subprocess.run(command, input=asked, capture_output=True, text=True, check=False)
-    if done.returncode:
-        said = [line for line in done.stderr.splitlines() if line.strip()]
-        raise ExportError(f"task=export: llama.cpp cannot load {file}: {' / '.join(said[-3:])[-600:]}")
+    said = run(command, f"llama.cpp cannot load {file}", asked=asked)
     values, same = [], []
-    for answer, places in zip(answers, json.loads(done.stdout), strict=True):
+    for answer, places in zip(answers, json.loads(said), strict=True):
         pairs = [(token, dict(map(tuple, place))) for token, place in zip(answer.tokens, places, strict=True)]
         values.append([place.get(token, min(place.values())) for token, place in pairs])
         same.append([max(place, key=place.__getitem__) == token for token, place in pairs])

@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from actors.models.loading import local_folder
 from actors.models.peft_folder import write_peft_folder
+from actors.models.source import ModelSource
 from actors.rollout import RolloutWorker
 from actors.types import Adapter
 from conf.errors import disk_errors
@@ -33,9 +35,11 @@ GGUF = "model.gguf"
 
 @dataclass(frozen=True)
 class Work:
-    """What is exported: the adapter, the checkpoint that it was trained on, and where the result goes."""
+    """What is exported: the adapter, the model and the checkpoint that it was trained on, and where the result goes."""
 
     settings: Settings
+    source: ModelSource
+    tokenizer: PreTrainedTokenizerBase
     adapter: Adapter
     checkpoint: Checkpoint
     target: Path
@@ -58,7 +62,7 @@ def export(settings: Settings, note: Callable[[str], None]) -> Path:
     """Export, prove and return the folder. Raises UsageError, before any work where that can be known."""
     work = _prepare(settings)
     note(f"{describe(settings)}, as {settings.export.format}")
-    answers = _engine_answers(settings, note)
+    answers = _engine_answers(work, note)
     scratch = work.target.with_name(f".{work.target.name}.writing")
     with disk_errors(work.target):
         shutil.rmtree(scratch, ignore_errors=True)
@@ -94,7 +98,7 @@ def _prepare(settings: Settings) -> Work:
     if is_gguf:
         check_gguf(asked.llama_cpp, asked.gguf_type)
         check_llama_cpp()
-    source, _ = load_model_source(settings)
+    source, tokenizer = load_model_source(settings)
     adapter = stored_adapter(settings, adapter_layout_of(settings, source))
     assert adapter is not None
     checkpoint = Checkpoint.open(local_folder(source))
@@ -109,7 +113,7 @@ def _prepare(settings: Settings) -> Work:
         raise ExportError(
             f"export.to={target}: this needs about {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free there"
         )
-    return Work(settings, adapter, checkpoint, target)
+    return Work(settings, source, tokenizer, adapter, checkpoint, target)
 
 
 def _target(settings: Settings) -> Path:
@@ -124,16 +128,16 @@ def _hub_name(settings: Settings) -> str | None:
     return to.removeprefix(HUB) if to is not None and to.startswith(HUB) else None
 
 
-def _engine_answers(settings: Settings, note: Callable[[str], None]) -> list[Answer]:
+def _engine_answers(work: Work, note: Callable[[str], None]) -> list[Answer]:
     """Greedy answers of the training engine to held-out questions; the engine is closed when this returns."""
+    settings = work.settings
     asked = replace(settings, evaluation=replace(settings.evaluation, max_prompts=settings.export.proof_answers))
-    source, questions = load_questions(asked, lambda _line: None)
+    _, questions = load_questions(asked, lambda _line: None)
     sampling = answer_sampling(settings, temperature=0.0, max_tokens=min(PROOF_TOKENS, settings.sampling.max_tokens))
-    _, tokenizer = load_model_source(settings)
     prompts = questions.prompts
     load = Load(len(prompts), max(len(prompt.token_ids) for prompt in prompts), sampling.max_tokens)
     with ExitStack() as closing:
-        model = open_model(settings, source, tokenizer, load, note=note, closing=closing)
+        model = open_model(settings, work.source, work.tokenizer, load, note=note, closing=closing)
         worker = RolloutWorker(model.engine, seed=settings.run.seed)
         worker.dispatch(prompts, sampling, 1)
         answers: list[Answer] = []
@@ -153,12 +157,12 @@ def _write(work: Work, folder: Path) -> None:
     dtype = None if asked.dtype == "auto" else getattr(torch, asked.dtype)
     if asked.format == "merged":
         merge(work.checkpoint, work.adapter, folder, dtype=dtype)
-        _keep_template(settings, folder)
+        _keep_template(work, folder)
         return
     folder.mkdir(parents=True)
     merged = folder / "merged"
     merge(work.checkpoint, work.adapter, merged, dtype=dtype or torch.float32)  # rounded once, by llama.cpp
-    _keep_template(settings, merged)
+    _keep_template(work, merged)
     write_gguf(merged, folder / GGUF, kind=asked.gguf_type, llama_cpp=asked.llama_cpp)
     shutil.rmtree(merged)
     if asked.format == "ollama":
@@ -175,11 +179,10 @@ def _prove(work: Work, folder: Path, answers: list[Answer]) -> Proof:
     return prove_llama_cpp(folder / GGUF, answers, bound=bound, threads=device.threads)
 
 
-def _keep_template(settings: Settings, folder: Path) -> None:
+def _keep_template(work: Work, folder: Path) -> None:
     """The chat template of the run, if it has one of its own, goes with the model."""
-    if settings.model.chat_template is not None:
-        _, tokenizer = load_model_source(settings)
-        (folder / "chat_template.jinja").write_text(str(tokenizer.chat_template))
+    if work.settings.model.chat_template is not None:
+        (folder / "chat_template.jinja").write_text(str(work.tokenizer.chat_template))
 
 
 def _modelfile(settings: Settings) -> str:

@@ -8,11 +8,12 @@ from pathlib import Path
 
 from rich.console import Console
 
+from actors.models.adapter import WEIGHTS
 from conf.errors import UsageError
 from conf.schema import Settings
 from epiphany.report import metrics
 from epiphany.report.activity import print_line
-from epiphany.report.run_folder import ADAPTER_WEIGHTS, Layout, read_settings
+from epiphany.report.run_folder import Layout, read_settings
 from epiphany.report.table import show_evaluations
 
 
@@ -38,7 +39,7 @@ def show_if_finished(settings: Settings, console: Console) -> bool:
         and saved == f"step-{settings.run.steps:08d}"
         and bool(evaluations)
         and evaluations[-1]["step"] == settings.run.steps
-        and (paths.adapter / ADAPTER_WEIGHTS).is_file()
+        and (paths.adapter / WEIGHTS).is_file()
     )
     if is_finished:
         print_line(console, f"{paths.path} has run its {settings.run.steps} steps: nothing is left to do")

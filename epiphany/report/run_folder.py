@@ -12,8 +12,6 @@ from pathlib import Path
 
 from conf.errors import UsageError, disk_errors
 
-ADAPTER_WEIGHTS = "adapter_model.safetensors"  # in the folder of an adapter and of a checkpoint
-
 
 class RunFolderError(UsageError):
     """A folder that is in use, damaged or of another run; says what to do."""

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from actors.models.adapter import AdapterError
-from actors.models.peft_folder import CONFIG, WEIGHTS, read_peft_folder, write_peft_folder
+from actors.models.adapter import WEIGHTS, AdapterError
+from actors.models.peft_folder import CONFIG, read_peft_folder, write_peft_folder
 from actors.types import Adapter, AdapterEntry, AdapterLayout
 
 A = AdapterEntry("model.layers.0.q_proj", "A", (2, 3), 0)
