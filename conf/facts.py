@@ -14,6 +14,7 @@ TASKS = {
     "evaluate": "measure the model, and whether its adapter makes it better than its base",
     "export": "write the model for others, and prove that it is the same",
     "difficulty": "sample answers to every prompt of data.source and write its pass rate beside it",
+    "report": "write one HTML page of the run in run.folder: curves, answers before and after, rollouts, warnings",
     "status": "show how the run in run.folder is doing",
     "plan": "show what would run and whether it fits into memory, and start nothing",
 }

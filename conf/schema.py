@@ -34,7 +34,7 @@ from conf.schema_training import (
     PPOSettings,
     WarmupSettings,
 )
-from conf.schema_use import ChatSettings, ExportSettings, GenerateSettings
+from conf.schema_use import ChatSettings, ExportSettings, GenerateSettings, ReportSettings
 
 __all__ = [
     "GROUPS",
@@ -52,6 +52,7 @@ __all__ = [
     "ModelSettings",
     "OnlineDPOSettings",
     "PPOSettings",
+    "ReportSettings",
     "RewardSettings",
     "RunSettings",
     "RuntimeSettings",
@@ -83,6 +84,7 @@ class Settings:
     generate: GenerateSettings = field(default_factory=GenerateSettings)
     chat: ChatSettings = field(default_factory=ChatSettings)
     export: ExportSettings = field(default_factory=ExportSettings)
+    report: ReportSettings = field(default_factory=ReportSettings)
     hardware: HardwareSettings = field(default_factory=HardwareSettings)
     runtime: RuntimeSettings = field(default_factory=RuntimeSettings)
     run: RunSettings = field(default_factory=RunSettings)

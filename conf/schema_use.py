@@ -1,8 +1,8 @@
 """Settings of the tasks that use a model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from conf.fields import setting
+from conf.fields import explained, setting
 
 
 @dataclass
@@ -64,3 +64,13 @@ class ExportSettings:
     proof_answers: int = setting(
         16, "Held-out answers on which the export must agree with the training engine.", minimum=1
     )
+
+
+@dataclass
+class ReportSettings:
+    """What `task=report` writes."""
+
+    compare: list[str] = field(
+        default_factory=list, metadata=explained("Folders of other runs, whose curves are laid over this one's.")
+    )
+    output: str | None = setting(None, "The HTML file. null: report.html in the run's folder.")

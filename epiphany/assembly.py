@@ -28,6 +28,7 @@ from epiphany.placement import make_runtime, timeouts_of
 from epiphany.preflight import Checked, make_reward
 from epiphany.report.recorder import Recorder
 from epiphany.report.run_folder import RunFolder, StoredSettings
+from epiphany.report.started import write_started
 from epiphany.run_data import RunData, describe_data, load_data, load_model_source
 from epiphany.sampling_workers import make_engine, make_rollout
 
@@ -97,6 +98,8 @@ def start_run(
     engine: Engine | None = None,
 ) -> StartedRun:
     """Start the workers of a run. What is opened is closed by `closing`, also if the start fails half way."""
+    import torch
+
     from actors.models.loading import fingerprint
     from learner.parallel.data_parallel import DataParallel
     from learner.parallel.group import LearnerGroup
@@ -144,8 +147,12 @@ def start_run(
     ]
     learners = LearnerGroup(runtime, handles, seconds=settings.runtime.learner_timeout_seconds)
     closing.callback(learners.close)
-    for line in learners.call(LearnerWorker.notes):
+    learner_notes = learners.call(LearnerWorker.notes)
+    for line in learner_notes:
         note(line)
+    accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    plan_lines = [*(plan.lines() if plan else []), *learner_notes]
+    write_started(folder, plan_lines, accelerator=accelerator)
     gc.freeze()  # no collection need look at long-lived objects of models and libraries again
     return StartedRun(
         settings=settings,

@@ -148,6 +148,15 @@ def export(settings: Settings, loop: Loop) -> int:
     return 0
 
 
+def report(settings: Settings, loop: Loop) -> int:
+    """Write the page of the run in run.folder."""
+    with using_a_model() as (note, _):
+        from epiphany.use.report import report as write
+
+        write(settings, note)
+    return 0
+
+
 @contextmanager
 def using_a_model() -> Iterator[tuple[Note, ExitStack]]:
     """Within, libraries are quiet, lines for the user go to the standard error, and what was opened is closed after."""
@@ -224,6 +233,7 @@ COMMANDS: dict[str, Callable[[Settings, Loop], int]] = {
     "evaluate": evaluate,
     "export": export,
     "difficulty": difficulty,
+    "report": report,
     "status": status,
     "plan": plan,
 }

@@ -53,6 +53,11 @@ def settings_of_task(config: DictConfig, overrides: Sequence[str]) -> Settings:
     return settings
 
 
+def settings_of_run(folder: Layout) -> Settings:
+    """The settings that the run in `folder` was last started with. Raises UsageError."""
+    return to_settings(_stored(folder))
+
+
 def adapter_of(folder: Layout) -> Path:
     """The folder of the run's adapter: the final one, else that of the newest checkpoint. Raises UsageError."""
     checkpoints = sorted(folder.checkpoints.glob("step-*"), reverse=True)

@@ -25,6 +25,7 @@ from epiphany.report.recorder import Recorder
 from epiphany.report.table import LiveTable
 from epiphany.sampling import evaluation_sampling, training_sampling
 from epiphany.step_counters import StepCounters
+from epiphany.use.report import report_of_finished
 from epiphany.warm_up import warm_up
 from learner.parallel.group import StepFuture
 from learner.parallel.worker import LearnerWorker
@@ -160,10 +161,11 @@ class Trainer:
         self.pipeline.broadcast(self._run.learners.first.submit(LearnerWorker.adapter))
         self._run.supervisor.count_step()
         numbers = self._counters.numbers(self.pipeline.take_counters(), dropped=self.ledger.dropped)
+        logprobs = as_argument(self._run.learners.first.submit(LearnerWorker.policy_logprobs))
         row = self._run.supervisor.retry_on_worker_loss(
             lambda: (
                 self._run.supervisor.slot("recorder")
-                .submit(Recorder.record, as_argument(self._rows(ordinals)), stats, numbers)
+                .submit(Recorder.record, as_argument(self._rows(ordinals)), logprobs, stats, numbers)
                 .result()
             )
         )
@@ -215,7 +217,7 @@ class Trainer:
         self._table.note(f"saved {folder}")
 
     def finish(self) -> None:
-        """Evaluate the trained adapter, write it in PEFT layout, and show what training did."""
+        """Evaluate the trained adapter, write it in PEFT layout, write the report, and show what training did."""
         self.evaluate_once()
         if self._stop():
             return
@@ -223,6 +225,7 @@ class Trainer:
         self._table.finish(metrics.read(self.folder.evaluations))
         self._table.note(adapter_line(self.folder))
         self._table.note(f"its base model is {self._run.base_model}")
+        report_of_finished(self.settings, self._table.note)
 
     def _answers(self, prompts: Sequence[Prompt], sampling: Sampling, *, samples: int) -> list[Group] | None:
         return self.pipeline.evaluate(prompts, sampling, samples, stop=self._stop)

@@ -57,6 +57,10 @@ class Rollouts:
     behavior_logprobs: list[np.ndarray]
     rewarded: RewardedBatch
 
+    @property
+    def sampled_tokens(self) -> int:
+        return int(self.rewarded.lengths_N.sum())
+
     @classmethod
     def from_table(cls, table: pa.Table) -> "Rollouts":
         _, groups = np.unique(table.column("ordinal").to_numpy(), return_inverse=True)

@@ -50,6 +50,8 @@ class Learner:
         self.optimizer = optimizer
         self.critic = critic
         self.data_parallel = DataParallel()
+        # [A], of the last step's batch before it: NaN for tokens that this rank did not train.
+        self.policy_logprobs_A = torch.empty(0)
         self._limit = MicroBatchLimit(micro_batch_tokens)
         self._loss_scale = FIRST_LOSS_SCALE if policy.dtype == torch.float16 else 1.0
 
@@ -105,6 +107,7 @@ class Learner:
     def _prepare_batch(self, table: pa.Table) -> PreparedBatch:
         rollouts = Rollouts.from_table(table)
         old = self._limit.retry(lambda: self._old_logprobs(rollouts)) if self._needs_old_logprobs else None
+        self.policy_logprobs_A = torch.full((rollouts.sampled_tokens,), float("nan"), device=self.policy.device)
         return PreparedBatch.of(rollouts, self.algorithm, old, device=self.policy.device)
 
     @property
@@ -121,7 +124,7 @@ class Learner:
     def _old_logprobs(self, rollouts: Rollouts) -> OldLogprobs:
         return precompute_logprobs(
             self._share(rollouts, [(row,) for row in range(len(rollouts.token_ids))]),
-            int(rollouts.rewarded.lengths_N.sum()),
+            rollouts.sampled_tokens,
             policy=self.policy,
             needs_reference=self.algorithm.reference_in_loss or self.algorithm.reference_in_reward,
             critic=self.critic,
@@ -227,6 +230,7 @@ class Learner:
             value_loss = self.critic.loss(hidden_TH, columns["values"], columns["returns"], columns["weights"])
             value_loss.backward()
         with torch.no_grad():
+            self.policy_logprobs_A[batch.token_T] = inputs.old_logprobs_T.float()
             sums.add(batch, inputs, loss=loss, entropy_T=entropy_T, value_loss=value_loss)
 
     def _report(self, stats: StepStats, batch: PreparedBatch, sums: Sequence[StepSums]) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -207,6 +208,18 @@ def read(file: Path) -> list[dict[str, Any]]:
             break
         rows.append(row)
     return rows
+
+
+def with_policy_logprobs(table: pa.Table, logprobs_A: np.ndarray) -> pa.Table:
+    """The rows with a column `policy_logprobs` beside `behavior_logprobs`: the learner's, null where it has none."""
+    behavior = table.column("behavior_logprobs").combine_chunks()
+    values = pa.array(logprobs_A, mask=np.isnan(logprobs_A))
+    return table.append_column("policy_logprobs", pa.ListArray.from_arrays(_offsets(behavior), values))
+
+
+def _offsets(lists: pa.ListArray) -> pa.Array:
+    """Where each list begins, counted from the first one."""
+    return pc.subtract(lists.offsets, lists.offsets[0])  # type: ignore[attr-defined]
 
 
 def write_step_table(folder: Path, step: int, table: pa.Table) -> None:

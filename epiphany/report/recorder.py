@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
 from epiphany.report import metrics
@@ -34,8 +35,12 @@ class Recorder:
         self._completions = completions
         self._diagnosis = Diagnosis([row for row in metrics.read(file) if row["step"] <= last_step])
 
-    def record(self, table: pa.Table, stats: StepStats, numbers: metrics.StepNumbers) -> metrics.Row:
+    def record(
+        self, table: pa.Table, logprobs_A: np.ndarray, stats: StepStats, numbers: metrics.StepNumbers
+    ) -> metrics.Row:
         """Write the step that trained `table`, and return its row for the console.
+
+        `logprobs_A` are the learner's log-probabilities of all sampled tokens before the step, NaN for none.
 
         The row has `warnings` by name; `notes`, lines for the user, and `solved`, the ordinals of the groups that got
         the full score throughout, are not written. Raises DiskError if the disk does not take the completions.
@@ -43,7 +48,7 @@ class Recorder:
         row = metrics.step_row(table, stats, numbers)
         row["warnings"] = self._diagnosis.add(row)
         self._sinks.write(row)
-        metrics.write_step_table(self._completions, stats.version, table)
+        metrics.write_step_table(self._completions, stats.version, metrics.with_policy_logprobs(table, logprobs_A))
         return {**row, "notes": self._sinks.take_notes(), "solved": metrics.solved_ordinals(table, self._max_scores)}
 
     def close(self) -> None:

@@ -33,6 +33,8 @@ class Layout:
         self.reward_log = path / "rewards.log"
         self.tensorboard = path / "tensorboard"
         self.settings = path / "settings.json"
+        self.started = path / "started.json"
+        self.page = path / "report.html"
         self.lock = path / "lock"
 
 

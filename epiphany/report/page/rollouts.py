@@ -1,0 +1,108 @@
+"""Rollouts to read: some groups of some steps with all their answers, token by token. Knows files and tokenizers."""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import pyarrow.parquet as pq
+
+from conf.errors import disk_errors
+from epiphany.report.metrics import Row
+from epiphany.report.page.answers import clipped
+from epiphany.report.run_folder import Layout
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+MAX_STEPS, MAX_GROUPS, MAX_ANSWERS = 8, 4, 8
+MAX_TOKENS = 2_000  # of one answer
+ALL_TOKENS = 120_000  # of all answers
+DECIMALS = 4  # of a token's numbers
+
+
+def rollouts(folder: Layout, tokenizer: "PreTrainedTokenizerBase | None") -> list[dict[str, object]]:
+    """The first groups of up to MAX_STEPS steps, evenly spread. Without a tokenizer, answers have no tokens."""
+    files = sorted(folder.completions.glob("step-*.parquet"))
+    last = max(1, min(MAX_STEPS, len(files)) - 1)
+    files = (
+        [files[i] for i in dict.fromkeys(round(k * (len(files) - 1) / last) for k in range(last + 1))] if files else []
+    )
+    with disk_errors(folder.path):
+        tables = [(int(file.stem.removeprefix("step-")), pq.read_table(file).to_pylist()) for file in files]
+    chosen = [(step, len({row["ordinal"] for row in rows}), _groups(rows)) for step, rows in tables]
+    count = sum(len(group) for _, _, groups in chosen for group in groups)
+    most = min(MAX_TOKENS, ALL_TOKENS // max(1, count))
+    return [
+        {"step": step, "of_groups": of_groups, "groups": [_group(group, tokenizer, most) for group in groups]}
+        for step, of_groups, groups in chosen
+    ]
+
+
+def _groups(rows: Sequence[Row]) -> list[list[Row]]:
+    groups: dict[int, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row["ordinal"], []).append(row)
+    return [group[:MAX_ANSWERS] for group in list(groups.values())[:MAX_GROUPS]]
+
+
+def _group(rows: Sequence[Row], tokenizer: "PreTrainedTokenizerBase | None", most: int) -> dict[str, object]:
+    first = rows[0]
+    return {
+        "ordinal": first["ordinal"],
+        "source": first["task"],
+        "question": clipped(first["question"]),
+        "reference": clipped(first["reference"] or ""),
+        "answers": [_answer(row, tokenizer, most) for row in rows],
+    }
+
+
+def _answer(row: Row, tokenizer: "PreTrainedTokenizerBase | None", most: int) -> dict[str, object]:
+    token_ids = row["token_ids"][row["prompt_length"] :]
+    answer = {
+        "sample": row["sample"],
+        "reward": row["reward"],
+        "terms": dict(row["reward_terms"]),
+        "error": row["error"],
+        "finish_reason": row["finish_reason"],
+        "tokens": len(token_ids),
+        "versions": [span["version"] for span in row["version_spans"]],
+    }
+    pieces = None if tokenizer is None else pieces_of(token_ids, tokenizer)
+    if pieces is None:
+        return {**answer, "text": clipped(row["text"])}
+    head = min(len(pieces), most * 3 // 4 if len(pieces) > most else most)
+    tail = len(pieces) - (most - head) if len(pieces) > most else len(pieces)
+    sampled, policy = _by_token(row, row["behavior_logprobs"]), _by_token(row, row.get("policy_logprobs"))
+    return {
+        **answer,
+        "left_out": tail - head,
+        "head": head,
+        "pieces": [*pieces[:head], *pieces[tail:]],
+        "logprobs": [*sampled[:head], *sampled[tail:]],
+        "policy_logprobs": [*policy[:head], *policy[tail:]],
+    }
+
+
+def _by_token(row: Row, values: Sequence[float | None] | None) -> list[float | None]:
+    """The values of the sampled tokens for every token of the answer: None for tokens that were given, and for values
+    that the learner did not compute.
+    """
+    of_sampled: Iterator[float | None] = iter(values or ())
+    return [
+        None if not turn["sampled"] or (value := next(of_sampled, None)) is None else round(value, DECIMALS)
+        for turn in row["turns"]
+        for _ in range(turn["length"])
+    ]
+
+
+def pieces_of(token_ids: Sequence[int], tokenizer: "PreTrainedTokenizerBase") -> list[str] | None:
+    """The text of each token; together they are the text of all. A character of several tokens is the last one's.
+
+    None if the tokenizer is one of Python's, which cannot tell.
+    """
+    from tokenizers.decoders import DecodeStream
+
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return None
+    stream = DecodeStream(skip_special_tokens=False)
+    return [stream.step(backend, token_id) or "" for token_id in token_ids]
