@@ -106,8 +106,12 @@ class RewardWorker:
         self._child = self._start()
 
     def reference_completion(self, answer: str, source: str = "") -> str:
-        """A completion with this reference answer to a question of the source, which should get `max_score`."""
+        """A completion with this reference answer to a question of the source, in the form that terms ask for."""
         return self._sources[source]["reference_completion"].replace("{answer}", answer)
+
+    def expected(self, source: str = "") -> dict[str, float]:
+        """What terms should give to that completion, by name, where that is known."""
+        return self._sources[source]["expected"]
 
     def max_score(self, source: str = "") -> float | None:
         """The largest score of a sample of the source; None if a term does not say its own."""

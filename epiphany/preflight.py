@@ -54,18 +54,22 @@ class Checked:
 
 @dataclass(frozen=True)
 class ScoredAnswer:
-    """The reference answer of a row as a completion, and what the reward gives to it. The maximum may be unknown."""
+    """The reference answer of a row as a completion, and what the reward gives to it. The maximum may be unknown;
+    `expected` are the scores of the terms, by name, of which it is known that this completion gets them.
+    """
 
     row: Row
     completion: str
     score: Score
     max_score: float | None
+    expected: Mapping[str, float]
 
     @property
     def is_full(self) -> bool:
-        """Whether it gets the full score, as far as that is known."""
-        reward = self.score.reward
-        return reward is not None and (self.max_score is None or reward >= self.max_score - 1e-9)
+        """Whether it gets what is expected."""
+        given = self.score.terms
+        is_expected = all(given.get(name, float("-inf")) >= full - 1e-9 for name, full in self.expected.items())
+        return self.score.reward is not None and is_expected
 
 
 def check(settings: Settings, note: Callable[[str], None], closing: ExitStack) -> Checked:
@@ -166,7 +170,7 @@ def _score_reference_answers(worker: RewardWorker, source: Loaded, deadline: flo
             return
         completion, max_score = worker.reference_completion(row.answers[0], row.task), worker.max_score(row.task)
         sample = Sample(row.question, completion, row.answer, row.task, metadata=row.metadata, answers=row.answers)
-        yield ScoredAnswer(row, completion, worker.score_sample(sample), max_score)
+        yield ScoredAnswer(row, completion, worker.score_sample(sample), max_score, worker.expected(row.task))
 
 
 def demonstration_rows(settings: Settings, training_rows: Sequence[Row]) -> Sequence[Row]:
@@ -187,7 +191,9 @@ def _check_demonstrations(settings: Settings, rows: Rows, worker: RewardWorker) 
     for row in _spread(shown)[:DEMONSTRATIONS]:
         text, task = demonstration_text(row, column) or "", rows.train[0].name if row.task == WARMUP else row.task
         sample = Sample(row.question, text, row.answer, task, metadata=row.metadata, answers=row.answers)
-        scored.append(ScoredAnswer(row, text, worker.score_sample(sample), worker.max_score(task)))
+        scored.append(
+            ScoredAnswer(row, text, worker.score_sample(sample), worker.max_score(task), worker.expected(task))
+        )
     failed = next((answer for answer in scored if not answer.is_full), None)
     if settings.warmup.column is None and failed is not None:
         reason = "" if failed.score.error is None else f" ({failed.score.error})"

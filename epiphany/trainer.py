@@ -19,7 +19,7 @@ from conf.schema import Settings
 from epiphany import recovery
 from epiphany.assembly import StartedRun, start_run
 from epiphany.preflight import Checked
-from epiphany.report import evaluation, metrics
+from epiphany.report import evaluation, gaming, metrics
 from epiphany.report.finished import adapter_line
 from epiphany.report.recorder import Recorder
 from epiphany.report.table import LiveTable
@@ -200,7 +200,8 @@ class Trainer:
         seconds, reward = time.monotonic() - started, self._run.reward_fingerprint
         record = evaluation.record(self.version, greedy, sampled, seconds=seconds, reward=reward)
         evaluation.save(self.folder, record, greedy, sampled, temperature=sampling.temperature)
-        self._table.note(evaluation.one_line(record))
+        for line in gaming.lines_of_evaluation(self.folder, record):
+            self._table.note(line)
         self.pipeline.take_counters()  # the next step's counters begin here
         self._counters.restart_clock()
 
@@ -223,8 +224,7 @@ class Trainer:
             return
         self._run.learners.call(LearnerWorker.save_adapter, self.folder.adapter.resolve())
         self._table.finish(metrics.read(self.folder.evaluations))
-        self._table.note(adapter_line(self.folder))
-        self._table.note(f"its base model is {self._run.base_model}")
+        self._table.note(f"{adapter_line(self.folder)}; its base model is {self._run.base_model}")
         report_of_finished(self.settings, self._table.note)
 
     def _answers(self, prompts: Sequence[Prompt], sampling: Sampling, *, samples: int) -> list[Group] | None:

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
-from rewards.composition import Term, correctness, max_score, reference_completion, score
+from rewards.composition import Term, correctness, expected_scores, max_score, reference_completion, score
 from rewards.errors import RewardError
 from rewards.log import open_log
 from rewards.process import bind_to_parent
@@ -58,9 +58,15 @@ def _load_term(asked: Mapping[str, Any]) -> Term:
 
 
 def _describe(terms: Sequence[Term], source: str) -> dict[str, object]:
-    """The largest score of the source's samples, and the reference completion of the answer "{answer}"."""
+    """The largest score of the source's samples, the reference completion of the answer "{answer}", and the scores that
+    are expected of it.
+    """
     terms = [term for term in terms if term.scores(source)]
-    return {"max_score": max_score(terms), "reference_completion": reference_completion(terms, "{answer}")}
+    return {
+        "max_score": max_score(terms),
+        "reference_completion": reference_completion(terms, "{answer}"),
+        "expected": expected_scores(terms),
+    }
 
 
 def _answer(terms: Sequence[Term], request: Mapping[str, Any]) -> dict[str, object]:

@@ -20,8 +20,8 @@ class Term:
 
     `checks_answer`: the function says whether the answer is right, and takes `strict`. `max_score` is the largest value
     that the function gives (None: not known), `reference_completion` turns a reference answer into a completion that
-    gets it. `folder` holds the user's own function: errors name the file and line there. The term scores the samples of
-    the `sources` only, or all if there are none.
+    gets it (None: a reference answer alone does not say how). `folder` holds the user's own function: errors name the
+    file and line there. The term scores the samples of the `sources` only, or all if there are none.
     """
 
     name: str
@@ -30,7 +30,7 @@ class Term:
     options: Mapping[str, object]
     checks_answer: bool = False
     max_score: float | None = None
-    reference_completion: Callable[[str], str] = str
+    reference_completion: Callable[[str], str] | None = str
     folder: Path | None = None
     sources: Sequence[str] = ()
 
@@ -86,9 +86,18 @@ def correctness(terms: Sequence[Term], sample: Sample) -> tuple[float | None, fl
 
 def reference_completion(terms: Sequence[Term], answer: str) -> str:
     """A completion with the reference answer `answer`, in the form that the terms ask for."""
-    for write in dict.fromkeys(term.reference_completion for term in terms):
+    for write in dict.fromkeys(term.reference_completion for term in terms if term.reference_completion):
         answer = write(answer)
     return answer
+
+
+def expected_scores(terms: Sequence[Term]) -> dict[str, float]:
+    """What the terms with a positive weight, where that is known, give to the completion with a reference answer."""
+    return {
+        term.name: term.max_score
+        for term in terms
+        if term.weight > 0 and term.max_score is not None and term.reference_completion is not None
+    }
 
 
 def max_score(terms: Sequence[Term]) -> float | None:

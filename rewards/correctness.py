@@ -11,6 +11,8 @@ from decimal import Decimal, InvalidOperation
 
 from rewards.sample import Sample
 
+# A capital that no letter, digit or apostrophe touches.
+CHOICE = re.compile(r"(?<![\w'’])([A-J])(?![\w'’])")
 NUMBER = re.compile(r"[-+]?\$?(?:\d[\d,]*)?\.?\d+(?:[eE][-+]?\d+)?")
 TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 HASHES = re.compile(r"####\s*(.+)")
@@ -118,6 +120,29 @@ def exact(sample: Sample, *, strict: bool = False) -> float | None:
     marked = marked_answer(sample.completion)
     text = _folded(sample.completion if marked is None else marked)
     return float(text in [_folded(answer) for answer in sample.answers])
+
+
+def choice(sample: Sample, *, strict: bool = False) -> float | None:
+    """1 if the letter that was chosen (A to J) is a reference's, else 0; strict: the marked answer is the letter alone.
+
+    The letter is the marked answer's first one that stands alone, as in "B", "(B)" or "B. Assault"; without a marked
+    answer, the text's last one. None if no reference begins with such a letter.
+    """
+    references = {letter for answer in sample.answers if (letter := _first_choice(answer)) is not None}
+    if not references:
+        return None
+    marked = marked_answer(sample.completion)
+    if strict:
+        return float((sample.completion if marked is None else marked).strip() in references)
+    if marked is not None:
+        return float(_first_choice(marked) in references)
+    found = CHOICE.findall(sample.completion)
+    return float(bool(found) and found[-1] in references)
+
+
+def _first_choice(text: str) -> str | None:
+    match = CHOICE.search(text)
+    return None if match is None else match[1]
 
 
 def _folded(text: str) -> str:

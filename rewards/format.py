@@ -43,6 +43,18 @@ def in_think_answer_tags(answer: str) -> str:
     return f"<think>\nThe answer is known.\n</think>\n<answer>{answer}</answer>"
 
 
+def soft_overlong(sample: Sample, *, buffer: int, maximum: int | None = None) -> float:
+    """0 for a short text, falling linearly to -1 over the last `buffer` tokens before `maximum` (by default the most
+    that the completion could have had), and -1 from there on.
+
+    DAPO's soft overlong punishment (https://arxiv.org/abs/2503.14476, equation 13) as a term.
+    """
+    maximum = sample.max_tokens if maximum is None else maximum
+    if not 0 < buffer <= maximum:
+        raise ValueError(f"soft_overlong: buffer={buffer} must be over 0 and at most maximum={maximum}")
+    return -min(1.0, max(0.0, (sample.tokens - (maximum - buffer)) / buffer))
+
+
 def length(sample: Sample, *, target: int, maximum: int) -> float:
     """1 up to `target` tokens, then falling linearly to 0 at `maximum` tokens."""
     if maximum <= target:

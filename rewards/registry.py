@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from rewards import correctness, format
+from rewards import correctness, format, structure, text
 from rewards.composition import Term
 from rewards.errors import RewardError
 from rewards.sample import RewardFn
@@ -17,7 +17,7 @@ class RegisteredReward:
     fn: RewardFn
     checks_answer: bool = False
     max_score: float = 1.0
-    reference_completion: Callable[[str], str] = str
+    reference_completion: Callable[[str], str] | None = str
 
 
 def load_term(fn: str, *, name: str, weight: float, options: Mapping[str, object]) -> Term:
@@ -51,9 +51,21 @@ REGISTRY: dict[str, RegisteredReward] = {
     "math": RegisteredReward(correctness.math, checks_answer=True),
     "exact": RegisteredReward(correctness.exact, checks_answer=True),
     "gym": RegisteredReward(correctness.gym, checks_answer=True),
+    "choice": RegisteredReward(correctness.choice, checks_answer=True),
+    "json_fields": RegisteredReward(structure.json_fields, checks_answer=True),
+    "similarity": RegisteredReward(text.similarity),
     "think_answer": RegisteredReward(format.think_answer, reference_completion=format.in_think_answer_tags),
     "tags": RegisteredReward(format.tags, reference_completion=format.in_think_answer_tags),
     "tag_order": RegisteredReward(format.tag_order, reference_completion=format.in_think_answer_tags),
     "inside_tags": RegisteredReward(format.inside_tags, reference_completion=format.in_think_answer_tags),
     "length": RegisteredReward(format.length),
+    "soft_overlong": RegisteredReward(format.soft_overlong, max_score=0.0, reference_completion=None),
+    # Of a reference answer alone nothing can be said about these.
+    "xml_tags": RegisteredReward(structure.xml_tags, reference_completion=None),
+    "json_schema": RegisteredReward(structure.json_schema, reference_completion=None),
+    "regex": RegisteredReward(structure.regex, reference_completion=None),
+    "steps": RegisteredReward(structure.steps, reference_completion=None),
+    "spelling": RegisteredReward(text.spelling, reference_completion=None),
+    "language": RegisteredReward(text.language, reference_completion=None),
+    "repetition": RegisteredReward(text.repetition, reference_completion=None),
 }

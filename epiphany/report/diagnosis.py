@@ -195,6 +195,20 @@ def _of_term(means: Means, name: str) -> float:
     return Means([row.get("reward_terms") or {} for row in means.rows])[name]
 
 
+def rewarded_length(first: Means, last: Means) -> str | None:
+    correlation, before, now = last["length_correlation"], first["completion_tokens"], last["completion_tokens"]
+    grows = correlation >= 0.5 and now >= 1.3 * before
+    shrinks = correlation <= -0.5 and now <= before / 1.3
+    if not (grows or shrinks):
+        return None
+    return (
+        f"within a group, {'longer' if grows else 'shorter'} answers get more reward (correlation {correlation:.2f}), "
+        f"and answers went from {before:.0f} to {now:.0f} tokens. If that is not what you want, see which of "
+        "reward.terms pays for length, add a term that does not (length, soft_overlong), or use algorithm=dr_grpo, "
+        "which does not favor long answers"
+    )
+
+
 def blind_critic(first: Means, last: Means) -> str | None:
     explained = last["explained_variance"]
     if not (explained <= 0 and last["step"] > first["step"]):
@@ -221,6 +235,7 @@ RULES: dict[str, Callable[[Means, Means], str | None]] = {
         constant_answers,
         constant_terms,
         sacrificed_term,
+        rewarded_length,
         blind_critic,
     )
 }

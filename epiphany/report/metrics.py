@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +19,8 @@ import pyarrow.parquet as pq
 
 from actors.replay.admission import is_solved
 from conf.errors import disk_errors
+from epiphany.report.reward_columns import mean, reward_columns
 from learner.metrics import StepStats
-from rewards.variance import is_zero_variance
 
 if TYPE_CHECKING:
     from actors.pipeline import WorkerCounters
@@ -44,8 +43,6 @@ OF_TRAINED_TOKENS = (
 )
 # The columns that people read come first in the tables of completions.
 READ_FIRST = ("ordinal", "sample", "question", "reference", "text", "reward", "reward_terms", "error", "finish_reason")
-CONSTANT_TEXT_LENGTH = 200  # characters
-MIN_GROUPS_FOR_CONSTANT = 4
 
 
 @dataclass(frozen=True)
@@ -75,7 +72,7 @@ def step_row(table: pa.Table, stats: StepStats, numbers: StepNumbers) -> dict[st
     sampling = [worker for worker in numbers.workers.values() if worker.get("seconds")]
     return {
         "step": stats.version,
-        **_reward_columns(table),
+        **reward_columns(table),
         **_source_columns(table),
         "unscorable": numbers.unscorable,
         "unscorable_share": numbers.unscorable / numbers.samples if numbers.samples else None,
@@ -91,29 +88,6 @@ def step_row(table: pa.Table, stats: StepStats, numbers: StepNumbers) -> dict[st
     }
 
 
-def _reward_columns(table: pa.Table) -> dict[str, object]:
-    rewards: list[float] = []
-    terms: dict[str, list[float]] = {}
-    groups: dict[int, list[tuple[float, str]]] = {}
-    columns = [table.column(name).to_pylist() for name in ("ordinal", "reward", "reward_terms", "text")]
-    for ordinal, reward, values_of_terms, text in zip(*columns, strict=True):
-        if reward is not None:
-            rewards.append(reward)
-            groups.setdefault(ordinal, []).append((reward, text))
-            for name, value in values_of_terms:
-                terms.setdefault(name, []).append(value)
-    zero_variance = [is_zero_variance([reward for reward, _ in answers]) for answers in groups.values()]
-    constant_share, constant_text = _constant_answer(list(groups.values()))
-    return {
-        "reward": _mean(rewards),
-        "reward_terms": {name: _mean(values) for name, values in terms.items()},
-        "constant_terms": {name: values[0] for name, values in terms.items() if min(values) == max(values)},
-        "zero_variance_share": _mean(zero_variance),
-        "constant_share": constant_share,
-        "constant_text": constant_text,
-    }
-
-
 def _source_columns(table: pa.Table) -> dict[str, object]:
     """What sets the sources of a batch apart; nothing if there is one."""
     sources = table.column("task").to_pylist()
@@ -123,7 +97,7 @@ def _source_columns(table: pa.Table) -> dict[str, object]:
     by_source = {}
     for name in names:
         rows = table.filter(pa.array([source == name for source in sources]))
-        reward = _reward_columns(rows)
+        reward = reward_columns(rows)
         by_source[name] = {
             "reward": reward["reward"],
             "reward_terms": reward["reward_terms"],
@@ -149,7 +123,7 @@ def _rollout_columns(table: pa.Table, *, trained_version: int) -> dict[str, obje
     ]
     return {
         **_length_columns(table),
-        "staleness": _mean(staleness),
+        "staleness": mean(staleness),
         "staleness_max": max(staleness),
     }
 
@@ -172,26 +146,6 @@ def _learner_columns(stats: StepStats) -> dict[str, object]:
         columns |= dict.fromkeys(OF_TRAINED_TOKENS)
         rate = None
     return {"learner_tokens_per_second": rate, "learner_seconds": seconds, **columns}
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
-
-
-def _constant_answer(groups: Sequence[Sequence[tuple[float, str]]]) -> tuple[float | None, str]:
-    """The share of prompts for which one and the same text is a best answer, and that text without outer spaces.
-
-    `groups` holds each prompt's rewards and texts, of which CONSTANT_TEXT_LENGTH characters are compared. (None, "")
-    for fewer than MIN_GROUPS_FOR_CONSTANT prompts, which say nothing.
-    """
-    if len(groups) < MIN_GROUPS_FOR_CONSTANT:
-        return None, ""
-    texts: Counter[str] = Counter()
-    for answers in groups:
-        best = max(reward for reward, _ in answers)
-        texts.update({text.strip()[:CONSTANT_TEXT_LENGTH] for reward, text in answers if reward == best})
-    text, count = texts.most_common(1)[0]
-    return count / len(groups), text
 
 
 def read(file: Path) -> list[dict[str, Any]]:

@@ -24,6 +24,7 @@ HEALTHY = {
     "unscorable_error": None,
     "constant_share": 0.1,
     "constant_text": "7",
+    "length_correlation": 0.1,
     "constant_terms": {},
     "explained_variance": 0.3,
 }
@@ -57,6 +58,8 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("always_clipped", {"clipped_share": 0.9}),
     ("logprob_gap", {"logprob_gap": 0.3}),
     ("logprob_gap", {"capped_share": 0.2, "staleness": 1.5}),
+    ("rewarded_length", {"length_correlation": 0.7, "completion_tokens": 150.0}),
+    ("rewarded_length", {"length_correlation": -0.7, "completion_tokens": 50.0}),
     ("unscored_answers", {"unscorable_share": 0.1, "unscorable_error": "ValueError: no number"}),
     ("constant_answers", {"constant_share": 0.9}),
     ("constant_terms", {"constant_terms": {"tags": 0.0}}),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from epiphany.report import metrics
 from epiphany.report.columns import columns
@@ -43,6 +44,16 @@ def test_the_most_frequent_best_answer():
     assert (row["constant_text"], row["constant_share"]) == ("7", 0.75)
     few = metrics.step_row(table(groups[:3]), trained(), NUMBERS)
     assert (few["constant_text"], few["constant_share"]) == ("", None)
+
+
+def test_whether_length_carries_the_reward():
+    """Lengths 1, 2 with rewards 0, 1 and lengths 1, 2, 3 with rewards 0, 3, 0: sums of products of the deviations
+    0.5 and 0, of squares 0.5 + 2 and 0.5 + 6, so that the correlation is 0.5 / sqrt(16.25).
+    """
+    row = metrics.step_row(table([group(0, [0.0, 1.0]), group(1, [0.0, 3.0, 0.0])]), trained(), NUMBERS)
+    assert row["length_correlation"] == pytest.approx(0.5 / 16.25**0.5)
+    same = metrics.step_row(table([group(0, [1.0, 1.0]), group(1, [None, 2.0])]), trained(), NUMBERS)
+    assert same["length_correlation"] is None
 
 
 def test_completions_begin_with_what_people_read(tmp_path: Path):

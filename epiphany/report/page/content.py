@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from epiphany.report import metrics
+from epiphany.report.gaming import gamed_reward
 from epiphany.report.page.answers import side_by_side
 from epiphany.report.page.curves import SECTIONS, curves, seconds_by_part, warnings
 from epiphany.report.page.rollouts import rollouts
@@ -49,11 +50,20 @@ def _run(folder: Layout, name: str) -> metrics.Row:
         "name": name,
         "curves": curves(rows),
         "evaluations": evaluations,
-        "warnings": warnings(rows),
+        "warnings": [*warnings(rows), *_of_evaluations(rows, evaluations)],
         "seconds": seconds_by_part(rows, evaluations),
         "settings": flat(stored.settings),
         **started,
     }
+
+
+def _of_evaluations(rows: Sequence[metrics.Row], evaluations: Sequence[metrics.Row]) -> list[metrics.Row]:
+    """The warning of a reward that is gamed, as those of steps."""
+    text = gamed_reward(rows, evaluations)
+    if text is None:
+        return []
+    last = evaluations[-1]["step"]
+    return [{"name": "gamed reward", "text": text, "first": last, "last": last, "steps": 1, "is_current": True}]
 
 
 def flat(tree: object, key: str = "") -> dict[str, object]:

@@ -15,6 +15,7 @@ SECTIONS: Mapping[str, Mapping[str, str]] = {
         "reward_terms/*": "mean of this term of the reward",
         "zero_variance_share": "groups in which all rewards are equal: nothing is learned from them",
         "constant_share": "prompts for which one and the same text is a best answer",
+        "length_correlation": "correlation within groups of a completion's reward and its length",
         "unscorable_share": "completions that could not be scored",
     },
     "Answers": {

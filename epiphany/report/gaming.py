@@ -1,0 +1,53 @@
+"""A reward that is earned without answering better: what evaluations see and no single step does. Plain Python."""
+
+from collections.abc import Sequence
+from statistics import fmean
+
+from epiphany.report import metrics
+from epiphany.report.evaluation import one_line
+from epiphany.report.metrics import Row
+from epiphany.report.run_folder import Layout
+
+STEPS = 5  # at either end, whose means are compared
+RISE = 0.1  # of a term, that counts
+
+
+def lines_of_evaluation(folder: Layout, record: Row) -> list[str]:
+    """What an evaluation that was just recorded says, for the console."""
+    text = gamed_reward(metrics.read(folder.metrics), metrics.read(folder.evaluations))
+    return [one_line(record), *([] if text is None else [f"step {record['step']}: gamed reward: {text}"])]
+
+
+def gamed_reward(rows: Sequence[Row], evaluations: Sequence[Row]) -> str | None:
+    """A sentence if terms of the reward have risen since the first evaluation and no more held-out questions are
+    answered right; None otherwise, and where nothing says which answers are right.
+
+    `rows` are those of metrics.jsonl, `evaluations` those of evaluations.jsonl, of which the last ones under the same
+    reward are compared.
+    """
+    if not evaluations or len(rows) < 2 * STEPS:
+        return None
+    of_reward = [record for record in evaluations if record["reward"] == evaluations[-1]["reward"]]
+    before, now = of_reward[0]["greedy"]["lenient"], of_reward[-1]["greedy"]["lenient"]
+    if len(of_reward) < 2 or before is None or now is None or now > before:
+        return None
+    risen = [
+        f"{name} rose from {low:.2f} to {high:.2f}"
+        for name in rows[0]["reward_terms"]
+        if (low := _mean(rows[:STEPS], name)) is not None
+        and (high := _mean(rows[-STEPS:], name)) is not None
+        and high - low >= RISE
+    ]
+    if not risen:
+        return None
+    return (
+        f"in training, the reward's {', '.join(risen)}, but of the held-out questions {before:.1%} were answered right "
+        f"before and {now:.1%} are now: the reward is earned with something else. Read the answers side by side in the "
+        "report, and lower the weights of these terms in reward.terms; if it is the form of answers that is being "
+        "learned, train on and look again"
+    )
+
+
+def _mean(rows: Sequence[Row], name: str) -> float | None:
+    values = [row["reward_terms"][name] for row in rows if row["reward_terms"].get(name) is not None]
+    return fmean(values) if values else None
