@@ -16,6 +16,7 @@ TASKS = {
     "difficulty": "sample answers to every prompt of data.source and write its pass rate beside it",
     "report": "write one HTML page of the run in run.folder: curves, answers before and after, rollouts, warnings",
     "status": "show how the run in run.folder is doing",
+    "doctor": "show what this machine has, what does not fit together, and what will be slow",
     "plan": "show what would run and whether it fits into memory, and start nothing",
 }
 # Tasks that use the model of a run, or a model alone.

@@ -17,7 +17,6 @@ from epiphany.stop import Interrupted, Stop
 
 if TYPE_CHECKING:
     from actors.engines.base import Engine
-    from actors.models.source import ModelSource
     from epiphany.preflight import Checked
     from epiphany.report.table import LiveTable
     from epiphany.trainer import Trainer
@@ -178,52 +177,22 @@ def status(settings: Settings, loop: Loop) -> int:
 
 def plan(settings: Settings, loop: Loop) -> int:
     """Show what would run, whether it fits and what it trains. Trains nothing and leaves no run folder."""
-    from epiphany import preflight
     from epiphany.report.activity import print_line
+    from epiphany.show_plan import show_plan
 
-    note = partial(print_line, _console())
-    quiet_libraries()
-    rows = preflight.check_inputs(settings)
-    preflight.check_reward(settings, rows, note)
-    quiet_transformers()
-    with warnings.catch_warnings(action="ignore"):
-        from epiphany.run_data import describe_data, load_data
-
-    data = load_data(settings, rows)
-    describe_data(settings, rows, data.prompts, note)
-    for line in _plan_lines(settings, data.source):
-        note(line)
+    show_plan(settings, partial(print_line, _console()))
     return 0
 
 
-def _plan_lines(settings: Settings, source: "ModelSource") -> list[str]:
-    """What each process of a run would do on a machine like this one, and what is trained: lines for the user."""
-    from actors.models.lora import lora_arguments_of
-    from epiphany.run_plan import plan_run
+def doctor(settings: Settings, loop: Loop) -> int:
+    """Show what this machine has, what does not fit together, and what will be slow: 2 if something must be mended."""
+    quiet_libraries()
+    with warnings.catch_warnings(action="ignore"):
+        from epiphany import doctor as of_machine
 
-    runtime, algorithm, lora = settings.runtime, settings.algorithm, settings.model.lora
-    if runtime.name == "local":
-        plan = plan_run(settings, source)
-        lines, way = plan.lines(), plan.way
-    else:
-        rollout = plan_run(settings, source, roles=frozenset({"rollout"}))
-        plan = plan_run(settings, source, roles=frozenset({"learner"}))
-        way = rollout.way
-        lines = [
-            f"{runtime.rollout_workers} rollout workers, each on a machine like this one:",
-            *rollout.lines(),
-            f"{runtime.learner_data_parallel_size} learners, each on a machine like this one:",
-            f"{plan.device.kind} in {plan.device.dtype}",
-            *plan.memory,
-        ]
-    return [
-        *lines,
-        f"{settings.run.steps} steps of {algorithm.name}, each {algorithm.prompts_per_step} prompts x "
-        f"{algorithm.group_size} completions of up to {settings.sampling.max_tokens} tokens, "
-        f"{way.max_num_seqs} sequences at a time in each engine",
-        f"trains a LoRA adapter of rank {lora.rank} on {', '.join(lora_arguments_of(plan.layout)['target_modules'])}: "
-        f"{plan.layout.size:,} numbers",
-    ]
+        findings = of_machine.examine(settings)
+    of_machine.show(_console(), findings)
+    return 2 if any(finding.state == of_machine.PROBLEM for finding in findings) else 0
 
 
 COMMANDS: dict[str, Callable[[Settings, Loop], int]] = {
@@ -236,6 +205,7 @@ COMMANDS: dict[str, Callable[[Settings, Loop], int]] = {
     "report": report,
     "status": status,
     "plan": plan,
+    "doctor": doctor,
 }
 
 

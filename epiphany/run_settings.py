@@ -134,7 +134,10 @@ def _leaves(node: object, key: str) -> Iterator[tuple[str, object]]:
 
 
 def _preset(group: str, name: str) -> DictConfig:
-    return cast(DictConfig, OmegaConf.load(Path(str(conf.__file__)).parent / group / f"{name}.yaml"))
+    file = Path(str(conf.__file__)).parent / group / f"{name}.yaml"
+    if not file.is_file():
+        raise UsageError(f"{group}={name} is no preset of Epiphany's: leave it out, the run has its settings already")
+    return cast(DictConfig, OmegaConf.load(file))
 
 
 def _apply(config: DictConfig, override: Override) -> None:

@@ -27,15 +27,10 @@ def _prose(text: str) -> str:
 def spelling(sample: Sample, *, language: str = "en", penalty: float = 0.1) -> float:
     """1 less `penalty` for each different misspelt word, at least 0.
 
-    By pyspellchecker's word list of `language`. A word with a capital letter counts only if it begins a sentence, since
-    names are in no list; tags, code and TeX's commands do not count. Raises ValueError for a language without a list.
+    By pyspellchecker's word list of `language`. Words with a capital letter do not count, since names are in no list;
+    nor do tags, code and TeX's commands. Raises ValueError for a language without a list.
     """
-    text, words = _prose(sample.completion), set()
-    for match in WORD.finditer(text):
-        word, before = match.group().replace("’", "'"), text[: match.start()].rstrip()
-        begins_sentence = not before or before[-1] in ".!?:\n"
-        if word.islower() or (begins_sentence and word[1:].islower()):
-            words.add(word.lower())
+    words = {word.replace("’", "'") for word in WORD.findall(_prose(sample.completion)) if word.islower()}
     return max(0.0, 1 - penalty * len(_speller(language).unknown(words)))
 
 

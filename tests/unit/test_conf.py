@@ -123,7 +123,10 @@ def test_settings_that_cannot_work_together_are_named():
         ("evaluation.max_prompts=0", "evaluation.max_prompts=0: must be at least 1"),
         ("engine.name=fast", "engine.name=fast: choose auto, vllm, transformers"),
         ("run.sinks=[wandb, excel]", "run.sinks=excel: choose wandb, trackio"),
-        ("task=dance", "task=dance: choose train, generate, chat, evaluate, export, difficulty, report, status, plan"),
+        (
+            "task=dance",
+            "task=dance: choose train, generate, chat, evaluate, export, difficulty, report, status, doctor, plan",
+        ),
         ("reward.terms=[]", "reward.terms is empty"),
         ("reward.terms=[{fn: numeric, weight: nan}]", "reward.terms[0].weight=nan: must be a number"),
         ("reward.terms=[{weight: 2}]", "reward.terms[0].fn: "),

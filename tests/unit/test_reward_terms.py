@@ -1,0 +1,115 @@
+"""Built-in terms: the values worked by hand in docs/rewards.md, and what is refused or does not apply."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from rewards.composition import Term, score
+from rewards.errors import RewardError
+from rewards.registry import REGISTRY, load_term
+from rewards.sample import Sample
+
+DOCS = Path(__file__).parents[2] / "docs" / "rewards.md"
+ROW = re.compile(r"^\| `(\{fn: .*?\})` \| `(.*?)` \| (?:`(.*?)` )?\| (\S+) \| .* \|$", re.MULTILINE)
+LENGTH = re.compile(r"\((\d+) tokens of at most (\d+)\)")
+ROWS = ROW.findall(DOCS.read_text())
+
+
+def term(fn: str, **options: Any) -> Term:
+    return load_term(fn, name=fn, weight=1.0, options=options)
+
+
+def value(fn: str, completion: str, reference: str | None = None, **options: Any) -> float | None:
+    """The term's value; None where it does not apply."""
+    try:
+        return score([term(fn, **options)], Sample("q", completion, reference, tokens=9, max_tokens=99))[0]
+    except RewardError as error:
+        if str(error) == "no term applies":
+            return None
+        raise
+
+
+@pytest.mark.parametrize(("asked", "completion", "reference", "expected"), ROWS)
+def test_the_values_in_the_docs_are_right(asked: str, completion: str, reference: str, expected: str):
+    fn, options = (settings := yaml.safe_load(asked))["fn"], settings.get("options", {})
+    length = LENGTH.fullmatch(completion)
+    tokens, max_tokens = (int(length[1]), int(length[2])) if length else (9, 99)
+    sample = Sample("q", completion, reference or None, tokens=tokens, max_tokens=max_tokens)
+    given, _ = score([term(fn, **options)], sample)
+    assert given == pytest.approx(float(expected), abs=5e-4)
+
+
+def test_the_docs_have_a_value_for_every_term_but_gym_whose_scores_are_not_ours():
+    assert {yaml.safe_load(row[0])["fn"] for row in ROWS} == set(REGISTRY) - {"gym"}
+
+
+def test_the_docs_list_every_term():
+    listed = re.findall(r"^\| `(\w+)` \| ", DOCS.read_text(), re.MULTILINE)
+    assert set(REGISTRY) <= set(listed)
+
+
+@pytest.mark.parametrize(
+    ("completion", "reference", "lenient", "strict"),
+    [
+        ("<answer>B</answer>", "B", 1, 1),
+        ("<answer>B. Assault</answer>", "B. Assault", 1, 0),
+        ("It's A's turn: (b)", "B", 0, 0),  # an apostrophe touches A, and b is no capital
+        ("I choose C", "B", 0, 0),
+        ("no letter", "B", 0, 0),
+    ],
+)
+def test_choice(completion: str, reference: str, lenient: float, strict: float):
+    assert value("choice", completion, reference) == lenient
+    sample = Sample("q", completion, reference)
+    assert REGISTRY["choice"].fn(sample, strict=True) == strict
+    assert value("choice", completion, "none of them") is None
+
+
+def test_json_is_found_in_tags_and_fences_and_compared_by_fields():
+    reference = '{"name": "Ann", "items": ["Tea", 2], "paid": true}'
+    for text in (reference, f"Here it is:\n```json\n{reference}\n```", f"<answer>\n{reference}</answer>"):
+        assert value("json_fields", text, reference) == 1
+    assert value("json_fields", '{"name": "ann", "items": ["tea", 2], "paid": false, "more": 1}', reference) == 2 / 3
+    assert value("json_fields", '["Ann"]', reference) == value("json_fields", "Ann", reference) == 0
+    assert value("json_fields", reference, "Ann") is None
+    assert value("json_schema", "[" * 100_000, schema={"type": "array"}) == 0
+    assert value("json_schema", "null", schema={"type": "null"}) == 1
+
+
+def test_a_schema_may_stand_in_a_file(tmp_path: Path):
+    file = tmp_path / "schema.json"
+    file.write_text('{"type": "object", "required": ["total"]}')
+    assert value("json_schema", '{"total": 7}', schema=str(file)) == 1
+
+
+def test_names_and_code_are_no_spelling_mistakes():
+    assert value("spelling", "Kaltenbach met Ms Wrzos at `xqz()`.") == 1
+    assert value("spelling", "<thnk>wrold wrold</thnk>") == pytest.approx(0.9)
+    assert value("spelling", "qx wz vk xj zq qk jx vq xk zj kq xz") == 0
+    assert value("spelling", "ein schoenes haus", language="de") == pytest.approx(0.9)
+
+
+def test_what_tells_too_little_about_a_language_does_not_count():
+    assert value("language", "42 + 17 = 59", language="en") is None
+    assert value("language", "C'est la bonne réponse à la question.", language="en") == 0
+
+
+@pytest.mark.parametrize(
+    ("fn", "options", "message"),
+    [
+        ("spelling", {"language": "xx"}, "no word list of language='xx'"),
+        ("language", {"language": "english"}, "'english' is none of "),
+        ("regex", {"pattern": "("}, "is no regular expression"),
+        ("json_schema", {"schema": {"type": "objekt"}}, "is no JSON schema"),
+        ("json_schema", {"schema": "nowhere.json"}, "is no JSON schema"),
+        ("similarity", {"method": "nearest"}, "method='nearest' is none of ratio"),
+        ("soft_overlong", {"buffer": 100}, "must be over 0 and at most maximum=99"),
+        ("xml_tags", {"names": []}, "names is empty"),
+    ],
+)
+def test_options_that_cannot_work_are_refused(fn: str, options: dict[str, Any], message: str):
+    with pytest.raises(RewardError, match=re.escape(message)):
+        value(fn, "some text that has letters enough", "reference", **options)
