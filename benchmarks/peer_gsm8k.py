@@ -25,7 +25,8 @@ from benchmarks.gpu_memory import MemorySampler, gib_in_use_by_others
 from benchmarks.gsm8k import WORK
 from benchmarks.peers import TRAINERS, StepTimes, Work, be_one_process
 from conf.compose import load_settings
-from epiphany.preflight import make_reward, read_rows
+from epiphany.reward_check import make_reward
+from epiphany.rows import read_rows
 from epiphany.run_data import load_data
 from rewards.sample import Sample
 

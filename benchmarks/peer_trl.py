@@ -21,7 +21,7 @@ from benchmarks.learning import RUNS, SUMS
 from benchmarks.peers import StepTimes, be_one_process, grpo_config, lora_config
 from conf.compose import load_settings
 from conf.schema import Settings
-from epiphany.preflight import read_rows
+from epiphany.rows import read_rows
 from epiphany.run_data import RunData, load_data
 from epiphany.run_plan import choose_device
 from rewards.correctness import numeric

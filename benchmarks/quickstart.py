@@ -16,9 +16,9 @@ from benchmarks.learning import Rows
 from conf.compose import load_settings
 from conf.schema import Settings
 from epiphany import commands
-from epiphany.preflight import read_rows
 from epiphany.report import metrics
 from epiphany.report.run_folder import Layout
+from epiphany.rows import read_rows
 from epiphany.run_data import load_data
 from launch import train
 

@@ -16,8 +16,9 @@ from actors.types import Sampling
 from benchmarks.common import build_workers, report, sample_groups
 from conf.compose import load_settings
 from conf.schema import Settings
-from epiphany.preflight import make_reward, read_rows
 from epiphany.report.evaluation import best_constant, summarize
+from epiphany.reward_check import make_reward
+from epiphany.rows import read_rows
 from epiphany.run_data import load_data
 from rewards.correctness import plain_number
 

@@ -19,7 +19,7 @@ from actors.types import Completion, Sampling
 from benchmarks.common import build_engine, new_requests, random_adapter, report
 from benchmarks.engine_steps import EngineSteps, timed_steps
 from conf.compose import load_settings
-from epiphany.preflight import read_rows
+from epiphany.rows import read_rows
 from epiphany.run_data import load_data
 
 FEW = (4, 8, 16, 32, 64)

@@ -11,6 +11,7 @@ TASKS = {
     "train": "train, or resume the run in run.folder",
     "generate": "answer generate.prompt, or every question of generate.prompts",
     "chat": "talk to the model",
+    "serve": "answer requests of OpenAI's interface, by vLLM's server",
     "evaluate": "measure the model, and whether its adapter makes it better than its base",
     "export": "write the model for others, and prove that it is the same",
     "difficulty": "sample answers to every prompt of data.source and write its pass rate beside it",
@@ -20,7 +21,7 @@ TASKS = {
     "plan": "show what would run and whether it fits into memory, and start nothing",
 }
 # Tasks that use the model of a run, or a model alone.
-USING_A_MODEL = ("generate", "chat", "evaluate", "export")
+USING_A_MODEL = ("generate", "chat", "serve", "evaluate", "export")
 ENGINES = ["vllm", "transformers"]
 SINKS = ["wandb", "trackio"]
 

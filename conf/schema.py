@@ -34,7 +34,7 @@ from conf.schema_training import (
     PPOSettings,
     WarmupSettings,
 )
-from conf.schema_use import ChatSettings, ExportSettings, GenerateSettings, ReportSettings
+from conf.schema_use import ChatSettings, ExportSettings, GenerateSettings, ReportSettings, ServeSettings
 
 __all__ = [
     "GROUPS",
@@ -57,6 +57,7 @@ __all__ = [
     "RunSettings",
     "RuntimeSettings",
     "SamplingSettings",
+    "ServeSettings",
     "Settings",
     "SourceSettings",
     "TermSettings",
@@ -83,6 +84,7 @@ class Settings:
     difficulty: DifficultySettings = field(default_factory=DifficultySettings)
     generate: GenerateSettings = field(default_factory=GenerateSettings)
     chat: ChatSettings = field(default_factory=ChatSettings)
+    serve: ServeSettings = field(default_factory=ServeSettings)
     export: ExportSettings = field(default_factory=ExportSettings)
     report: ReportSettings = field(default_factory=ReportSettings)
     hardware: HardwareSettings = field(default_factory=HardwareSettings)

@@ -34,6 +34,17 @@ class ChatSettings:
 
 
 @dataclass
+class ServeSettings:
+    """Where `task=serve` answers."""
+
+    host: str = setting("127.0.0.1", "Address to listen at; 0.0.0.0 for all of this machine's.")
+    port: int = setting(8000, "Port to listen at.", minimum=1, maximum=65535)
+    context_tokens: int = setting(
+        4096, "Longest prompt and answer together, in tokens; at most what the model has positions for.", minimum=16
+    )
+
+
+@dataclass
 class ExportSettings:
     """What `task=export` writes."""
 

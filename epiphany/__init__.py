@@ -53,7 +53,7 @@ def generate(questions: "str | Sequence[str]", *overrides: str) -> list[str]:
     """
     from conf.errors import UsageError
     from epiphany import commands
-    from epiphany.preflight import system_prompt_of
+    from epiphany.rows import system_prompt_of
 
     settings = load_settings("task=generate", *overrides)
     if settings.generate.prompt is not None or settings.generate.prompts is not None:

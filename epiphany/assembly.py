@@ -25,10 +25,11 @@ from conf.schema import Settings
 from epiphany import recovery
 from epiphany.identity import identity, reward_fingerprint, user_files
 from epiphany.placement import make_runtime, timeouts_of
-from epiphany.preflight import Checked, make_reward
+from epiphany.preflight import Checked
 from epiphany.report.recorder import Recorder
 from epiphany.report.run_folder import RunFolder, StoredSettings
 from epiphany.report.started import write_started
+from epiphany.reward_check import make_reward
 from epiphany.run_data import RunData, describe_data, load_data, load_model_source
 from epiphany.sampling_workers import make_engine, make_rollout
 

@@ -138,6 +138,15 @@ def chat(settings: Settings, loop: Loop) -> int:
     return 0
 
 
+def serve(settings: Settings, loop: Loop) -> int:
+    """Answer requests of OpenAI's interface until it is stopped."""
+    with using_a_model() as (note, _):
+        from epiphany.use.serve import serve as answer
+
+        answer(settings, note)
+    return 0
+
+
 def export(settings: Settings, loop: Loop) -> int:
     """Write the model for others, and prove that it is the same."""
     with using_a_model() as (note, _):
@@ -199,6 +208,7 @@ COMMANDS: dict[str, Callable[[Settings, Loop], int]] = {
     "train": train,
     "generate": generate,
     "chat": chat,
+    "serve": serve,
     "evaluate": evaluate,
     "export": export,
     "difficulty": difficulty,

@@ -22,10 +22,11 @@ from actors.types import Group, Prompt
 from conf.errors import UsageError, disk_errors
 from conf.schema import Settings
 from conf.sources import named_sources
-from epiphany import preflight
 from epiphany.adapters import adapter_layout_of, stored_adapter
 from epiphany.identity import adapter_fingerprint, reward_fingerprint, user_files
+from epiphany.preflight import check_inputs
 from epiphany.report.partial_results import PartialResults
+from epiphany.reward_check import check_reward
 from epiphany.run_data import load_model_source, training_rendering
 from epiphany.sampling import training_sampling
 from epiphany.sampling_workers import start_sampling
@@ -37,10 +38,10 @@ def measure(
     settings: Settings, note: Callable[[str], None], *, stop: Callable[[], bool], closing: ExitStack
 ) -> Path | None:
     """Measure all prompts and write the file; None if it was asked to stop. Raises UsageError."""
-    rows = preflight.check_inputs(settings)
+    rows = check_inputs(settings)
     if len(rows.train) > 1:
         raise UsageError("task=difficulty: measure one source at a time, named by data.source")
-    max_score = preflight.check_reward(settings, rows, note)[rows.train[0].name]
+    max_score = check_reward(settings, rows, note)[rows.train[0].name]
     measured_rows = rows.train[0].rows[: settings.difficulty.max_prompts]
     output = output_file(settings)
     source, tokenizer = load_model_source(settings)

@@ -14,7 +14,7 @@ from actors.models.source import ModelSource
 from actors.models.tokenizer import end_of_sequence_ids, load_tokenizer
 from conf.schema import Settings
 from conf.sources import named_sources
-from epiphany.preflight import Rows, demonstration_rows
+from epiphany.rows import Rows, demonstration_rows
 from epiphany.sampling import evaluation_sampling, training_sampling
 
 

@@ -12,7 +12,7 @@ from actors.rollout import RolloutWorker
 from actors.runtime.supervisor import Supervisor
 from conf.schema import Settings
 from epiphany.placement import make_runtime, timeouts_of
-from epiphany.preflight import make_reward
+from epiphany.reward_check import make_reward
 from epiphany.run_data import load_model_source
 
 if TYPE_CHECKING:

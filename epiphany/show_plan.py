@@ -5,8 +5,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from conf.schema import Settings
-from epiphany import preflight
+from epiphany.preflight import check_inputs
 from epiphany.quiet import quiet_libraries, quiet_transformers
+from epiphany.reward_check import check_reward
 
 if TYPE_CHECKING:
     from actors.models.source import ModelSource
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
 def show_plan(settings: Settings, note: Callable[[str], None]) -> None:
     """Check the data and the reward, and say what would run. Raises UsageError for what cannot."""
     quiet_libraries()
-    rows = preflight.check_inputs(settings)
-    preflight.check_reward(settings, rows, note)
+    rows = check_inputs(settings)
+    check_reward(settings, rows, note)
     quiet_transformers()
     with warnings.catch_warnings(action="ignore"):
         from epiphany.run_data import describe_data, load_data

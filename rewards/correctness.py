@@ -11,8 +11,9 @@ from decimal import Decimal, InvalidOperation
 
 from rewards.sample import Sample
 
-# A capital that no letter, digit or apostrophe touches.
-CHOICE = re.compile(r"(?<![\w'’])([A-J])(?![\w'’])")
+# A letter that stands alone, A to H; first as one is written that names an option: "C.", "(C)", "C:", or at the end.
+LETTER = r"(?<![\w'’])([A-H])(?![\w'’])"
+CHOICES = (re.compile(LETTER + r"(?=\s*(?:[).,;:*\]]|$))", re.MULTILINE), re.compile(LETTER))
 NUMBER = re.compile(r"[-+]?\$?(?:\d[\d,]*)?\.?\d+(?:[eE][-+]?\d+)?")
 TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 HASHES = re.compile(r"####\s*(.+)")
@@ -123,26 +124,24 @@ def exact(sample: Sample, *, strict: bool = False) -> float | None:
 
 
 def choice(sample: Sample, *, strict: bool = False) -> float | None:
-    """1 if the letter that was chosen (A to J) is a reference's, else 0; strict: the marked answer is the letter alone.
+    """1 if the letter that was chosen (A to H) is a reference's, else 0; strict: the marked answer is the letter alone.
 
-    The letter is the marked answer's first one that stands alone, as in "B", "(B)" or "B. Assault"; without a marked
-    answer, the text's last one. None if no reference begins with such a letter.
+    It is the first one of the marked answer, else the last one of the text: of those before a bracket, a full stop, a
+    comma or a colon, or at the end of a line, as in "B", "(B)" or "B. Assault"; where there are none, of all that stand
+    alone. None if no reference has one.
     """
-    references = {letter for answer in sample.answers if (letter := _first_choice(answer)) is not None}
+    references = {letters[0] for answer in sample.answers if (letters := _letters(answer))}
     if not references:
         return None
     marked = marked_answer(sample.completion)
     if strict:
         return float((sample.completion if marked is None else marked).strip() in references)
-    if marked is not None:
-        return float(_first_choice(marked) in references)
-    found = CHOICE.findall(sample.completion)
-    return float(bool(found) and found[-1] in references)
+    letters = _letters(sample.completion if marked is None else marked)
+    return float(bool(letters) and letters[-1 if marked is None else 0] in references)
 
 
-def _first_choice(text: str) -> str | None:
-    match = CHOICE.search(text)
-    return None if match is None else match[1]
+def _letters(text: str) -> list[str]:
+    return next((letters for pattern in CHOICES if (letters := pattern.findall(text))), [])
 
 
 def _folded(text: str) -> str:

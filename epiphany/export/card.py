@@ -9,10 +9,10 @@ from conf.schema import Settings
 from conf.sources import named_sources
 from conf.validate import named_terms
 from epiphany.export.proof import Proof
-from epiphany.preflight import system_prompt_of
 from epiphany.report import metrics
 from epiphany.report.evaluation import headline
 from epiphany.report.run_folder import Layout
+from epiphany.rows import system_prompt_of
 from epiphany.use.verdict import RESULT, read_verdict
 
 CURVE_ROWS = 10

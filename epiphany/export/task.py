@@ -21,8 +21,8 @@ from epiphany.export.card import model_card, public_name
 from epiphany.export.gguf import check_gguf, write_gguf
 from epiphany.export.merge import Checkpoint, ExportError, check_merge, merge
 from epiphany.export.proof import Answer, Proof, bound_of, check_llama_cpp, prove_llama_cpp, prove_transformers
-from epiphany.preflight import system_prompt_of
 from epiphany.report.run_folder import Layout
+from epiphany.rows import system_prompt_of
 from epiphany.run_data import load_model_source
 from epiphany.run_plan import choose_device
 from epiphany.use.evaluate import load_questions

@@ -20,11 +20,12 @@ from actors.types import Adapter, Group, Prompt, Sampling, Score, Trajectory, Tu
 from conf.errors import UsageError
 from conf.schema import Settings
 from conf.validate import check_settings
-from epiphany import preflight
 from epiphany.adapters import adapter_layout_of, no_adapter, stored_adapter
 from epiphany.identity import adapter_fingerprint, reward_fingerprint, user_files
 from epiphany.report.partial_results import PartialResults
 from epiphany.report.run_folder import Layout
+from epiphany.reward_check import check_reward
+from epiphany.rows import read_rows
 from epiphany.run_data import evaluation_rendering, load_data, load_model_source
 from epiphany.sampling import evaluation_sampling
 from epiphany.sampling_workers import start_sampling
@@ -107,8 +108,8 @@ def with_own_source(settings: Settings) -> Settings:
 def load_questions(settings: Settings, note: Callable[[str], None]) -> tuple[ModelSource, Questions]:
     """The questions, rendered for the model that answers them: evaluation.source's, else the run's held-out ones."""
     settings = replace(settings, warmup=replace(settings.warmup, steps=0))
-    rows = preflight.read_rows(settings)
-    preflight.check_reward(settings, rows, note)
+    rows = read_rows(settings)
+    check_reward(settings, rows, note)
     most = settings.evaluation.max_prompts
     if settings.evaluation.source is None:
         data = load_data(settings, rows)

@@ -13,7 +13,7 @@ from actors.rollout import RolloutWorker
 from actors.types import Group
 from conf.errors import UsageError, disk_errors
 from conf.schema import Settings
-from epiphany.preflight import system_prompt_of
+from epiphany.rows import system_prompt_of
 from epiphany.run_data import evaluation_rendering, load_model_source
 from epiphany.use.model import Load, answer_sampling, describe, open_model
 

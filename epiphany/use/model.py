@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from transformers import PreTrainedTokenizerBase
 
 from actors.engines.base import Engine
+from actors.models.loading import load_config
 from actors.models.source import ModelSource
 from actors.types import Adapter, Sampling
 from conf.schema import Settings
@@ -56,7 +57,7 @@ def open_model(
     closing: ExitStack,
 ) -> ModelInUse:
     """Start an engine for `load` with model.adapter in it, if that is named. Raises UsageError for what cannot run."""
-    plan = plan_run(_sized(settings, load), source, roles=frozenset({"rollout"}))
+    plan = plan_run(sized(settings, load), source, roles=frozenset({"rollout"}))
     apply_limits(plan)
     note(f"starting {plan.engine_name} on {plan.device.kind} in {plan.device.dtype} ...")
     engine = make_engine(plan, source, tokenizer)
@@ -67,6 +68,12 @@ def open_model(
     return ModelInUse(engine, tokenizer, adapter, no_adapter(plan.layout))
 
 
+def positions_of(settings: Settings, source: ModelSource) -> int | None:
+    """How many tokens the model has positions for; None if it does not say."""
+    config = load_config(source, trust_remote_code=settings.model.trust_remote_code).get_text_config()
+    return getattr(config, "max_position_embeddings", None)
+
+
 def answer_sampling(settings: Settings, *, temperature: float, max_tokens: int | None) -> Sampling:
     """How answers are drawn: as in evaluation, but for what the task sets apart."""
     sampling = evaluation_sampling(settings)
@@ -75,7 +82,7 @@ def answer_sampling(settings: Settings, *, temperature: float, max_tokens: int |
     )
 
 
-def _sized(settings: Settings, load: Load) -> Settings:
+def sized(settings: Settings, load: Load) -> Settings:
     """The settings of an engine for this load, which may be longer, and is often smaller, than that of training."""
     asked = settings.engine.max_num_seqs
     few = load.requests if load.requests <= FEW else None

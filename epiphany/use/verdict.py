@@ -18,11 +18,11 @@ from actors.types import Group, Score
 from conf.errors import disk_errors
 from conf.schema import Settings
 from conf.validate import named_terms
-from epiphany.preflight import system_prompt_of
 from epiphany.report.activity import print_line
 from epiphany.report.evaluation import record_rows, summarize
 from epiphany.report.scores import majority, paired, pass_at_k
 from epiphany.report.started import installed_versions
+from epiphany.rows import system_prompt_of
 from epiphany.sampling import evaluation_sampling
 from rewards.correctness import final_answer
 

@@ -125,7 +125,7 @@ def test_settings_that_cannot_work_together_are_named():
         ("run.sinks=[wandb, excel]", "run.sinks=excel: choose wandb, trackio"),
         (
             "task=dance",
-            "task=dance: choose train, generate, chat, evaluate, export, difficulty, report, status, doctor, plan",
+            "task=dance: choose train, generate, chat, serve, evaluate, export, difficulty, report, status, ",
         ),
         ("reward.terms=[]", "reward.terms is empty"),
         ("reward.terms=[{fn: numeric, weight: nan}]", "reward.terms[0].weight=nan: must be a number"),

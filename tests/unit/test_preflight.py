@@ -12,7 +12,8 @@ import pytest
 from actors.data.readers import DataError
 from conf.compose import load_settings
 from conf.schema import Settings
-from epiphany.preflight import CHECKED_ANSWERS, check_reward, read_rows
+from epiphany.reward_check import CHECKED_ANSWERS, check_reward
+from epiphany.rows import read_rows
 from tests.helpers.runs import ROOT
 
 

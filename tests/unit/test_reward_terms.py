@@ -9,6 +9,7 @@ import yaml
 
 from rewards.composition import Term, score
 from rewards.errors import RewardError
+from rewards.gym import EVALUATED, reasoning_gym, score_answer
 from rewards.registry import REGISTRY, load_term
 from rewards.sample import Sample
 
@@ -57,6 +58,9 @@ def test_the_docs_list_every_term():
         ("<answer>B</answer>", "B", 1, 1),
         ("<answer>B. Assault</answer>", "B. Assault", 1, 0),
         ("It's A's turn: (b)", "B", 0, 0),  # an apostrophe touches A, and b is no capital
+        ("The answer is B, I think.", "B", 1, 0),  # I is no letter of an option
+        ("B. A contract needs consideration.", "B", 1, 0),  # A is an article
+        ("I choose B because of A and C", "C", 1, 0),  # the last one, where none is written as an option
         ("I choose C", "B", 0, 0),
         ("no letter", "B", 0, 0),
     ],
@@ -66,6 +70,38 @@ def test_choice(completion: str, reference: str, lenient: float, strict: float):
     sample = Sample("q", completion, reference)
     assert REGISTRY["choice"].fn(sample, strict=True) == strict
     assert value("choice", completion, "none of them") is None
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "open('/tmp/ran', 'w')",
+        "__import__('os').mkdir('ran')",
+        "().__class__.__base__",
+        "[x.y for x in 'abc']",
+        "lambda: 1",
+        "(1).real",
+    ],
+)
+def test_no_answer_to_a_puzzle_is_run(answer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    for task in EVALUATED:
+        assert score_answer(task, answer, {"answer": "1", "metadata": {}}) == 0
+    assert not list(tmp_path.iterdir())
+
+
+def test_right_answers_to_puzzles_that_are_evaluated_still_count():
+    for task in EVALUATED:
+        for row in reasoning_gym().create_dataset(task, size=20, seed=1):
+            assert score_answer(task, str(row["answer"]), row) == 1, (task, row["answer"])
+
+
+def test_no_other_scorer_of_reasoning_gym_evaluates_answers():
+    """A new version may: then its tasks belong into EVALUATED."""
+    folder = Path(str(reasoning_gym().__file__)).parent
+    evaluating = re.compile(r"\beval\(\s*(?:user_)?answer|(?<!def )(?:sympy|sp)?\.?\bparse_expr\((?:user_)?answer")
+    found = {file.stem for file in folder.rglob("*.py") if evaluating.search(file.read_text())}
+    assert found == set(EVALUATED)
 
 
 def test_json_is_found_in_tags_and_fences_and_compared_by_fields():

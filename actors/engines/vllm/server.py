@@ -1,0 +1,75 @@
+"""vLLM's own server with OpenAI's interface, in a process that ends with ours: `python -m actors.engines.vllm.server
+<parent> <argument> ...`. Knows vLLM's arguments and environment; does not know what is served or why.
+"""
+
+import runpy
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from actors.engines.base import EngineOptions
+from actors.engines.vllm.environment import check_nf4, check_version
+from actors.engines.vllm.internals import slot_rank
+from rewards.process import bind_to_parent
+
+MODULE = "vllm.entrypoints.openai.api_server"
+BASE = "base"  # what requests call the model without an adapter
+
+
+def server_command(
+    options: EngineOptions,
+    *,
+    parent: int,
+    host: str,
+    port: int,
+    adapters: Mapping[str, Path],
+    rank: int,
+    chat_template: Path | None,
+) -> list[str]:
+    """The command of a server for the process `parent`.
+
+    `adapters` are folders in PEFT's layout by the names that requests give them, of `rank` at most. Raises
+    EngineUnavailable if this vLLM cannot serve the model.
+    """
+    check_version()
+    arguments: dict[str, object] = {
+        "model": options.model_path,
+        "served-model-name": BASE,
+        "revision": options.revision,
+        "host": host,
+        "port": port,
+        "dtype": options.dtype,
+        "seed": options.seed,
+        "max-model-len": options.max_model_len,
+        "max-num-seqs": options.max_num_seqs,
+        "kv-cache-memory-bytes": options.kv_cache_bytes,
+        "kv-cache-dtype": options.kv_cache_dtype,
+        "gpu-memory-utilization": 0.05,  # only a start-up check once the cache is given in bytes
+        "tensor-parallel-size": options.tensor_parallel_size,
+        "uvicorn-log-level": "warning",
+        "chat-template": chat_template,
+    }
+    if options.quantization == "nf4":
+        check_nf4(options.device)
+        arguments |= {"quantization": "bitsandbytes", "load-format": "bitsandbytes"}
+    if adapters:
+        arguments |= {"max-lora-rank": slot_rank(rank)}
+    flags = {
+        "enforce-eager": options.enforce_eager,
+        "trust-remote-code": options.trust_remote_code,
+        "enable-lora": bool(adapters),
+    }
+    named = [text for name, value in arguments.items() if value is not None for text in (f"--{name}", str(value))]
+    modules = ["--lora-modules", *(f"{name}={folder}" for name, folder in adapters.items())] if adapters else []
+    asked = [f"--{name}" for name, is_on in flags.items() if is_on]
+    return [sys.executable, "-m", __name__, str(parent), *named, *asked, *modules]
+
+
+def main() -> None:
+    bind_to_parent(int(sys.argv[1]))
+    sys.argv = [MODULE, *sys.argv[2:]]
+    runpy.run_module(MODULE, run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()
