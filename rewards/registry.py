@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from rewards import correctness, format, structure, text
+from rewards import correctness, format, instructions, structure, text
 from rewards.composition import Term
 from rewards.errors import RewardError
 from rewards.sample import RewardFn
@@ -53,6 +53,7 @@ REGISTRY: dict[str, RegisteredReward] = {
     "gym": RegisteredReward(correctness.gym, checks_answer=True),
     "choice": RegisteredReward(correctness.choice, checks_answer=True),
     "json_fields": RegisteredReward(structure.json_fields, checks_answer=True),
+    "instructions": RegisteredReward(instructions.instructions, checks_answer=True, reference_completion=None),
     "similarity": RegisteredReward(text.similarity),
     "think_answer": RegisteredReward(format.think_answer, reference_completion=format.in_think_answer_tags),
     "tags": RegisteredReward(format.tags, reference_completion=format.in_think_answer_tags),
