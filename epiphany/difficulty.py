@@ -29,9 +29,7 @@ from epiphany.report.partial_results import PartialResults
 from epiphany.reward_check import check_reward
 from epiphany.run_data import load_model_source, training_rendering
 from epiphany.sampling import training_sampling
-from epiphany.sampling_workers import start_sampling
-
-COMPLETIONS = 2048  # sampled at a time, after which they are kept
+from epiphany.sampling_workers import scored_in_parts, start_sampling
 
 
 def measure(
@@ -60,13 +58,11 @@ def measure(
         if (adapter := stored_adapter(settings, adapter_layout_of(settings, source))) is not None:
             pipeline.broadcast(adapter)
         sampling, samples = training_sampling(settings), settings.difficulty.samples
-        size = max(1, COMPLETIONS // samples)
-        for start in range(0, len(waiting), size):
-            groups = pipeline.evaluate(waiting[start : start + size], sampling, samples, stop=stop)
+        for groups in scored_in_parts(pipeline, waiting, sampling, samples, stop=stop):
             if groups is None:
                 return None
             log.add({group.prompt.ordinal: _result(group, max_score) for group in groups})
-            if start + size < len(waiting):
+            if len(log.results) < len(prompts):
                 note(f"{len(log.results)} of {len(prompts)}: {_summary(log.results)}")
     unknown = {PASS_RATE: None, "mean_reward": None}
     with disk_errors(output.parent):

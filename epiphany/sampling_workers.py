@@ -1,6 +1,6 @@
 """Workers that sample from a model and score what they sampled, with an engine of a plan. Knows no learner."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -10,6 +10,7 @@ from actors.engines.base import Engine
 from actors.pipeline import Pipeline
 from actors.rollout import RolloutWorker
 from actors.runtime.supervisor import Supervisor
+from actors.types import Group, Prompt, Sampling
 from conf.schema import Settings
 from epiphany.placement import make_runtime, timeouts_of
 from epiphany.reward_check import make_reward
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
     from actors.models.source import ModelSource
     from epiphany.run_plan import RunPlan
+
+COMPLETIONS = 2048  # sampled at a time
 
 
 def start_sampling(settings: Settings, folder: Path, note: Callable[[str], None], closing: ExitStack) -> Pipeline:
@@ -33,6 +36,20 @@ def start_sampling(settings: Settings, folder: Path, note: Callable[[str], None]
     supervisor.start("reward", workers.reward_workers, lambda _name: partial(make_reward, settings, None))
     supervisor.start("rollout", workers.rollout_workers, lambda name: partial(make_rollout, settings, name))
     return pipeline
+
+
+def scored_in_parts(
+    pipeline: Pipeline, prompts: Sequence[Prompt], sampling: Sampling, samples: int, *, stop: Callable[[], bool]
+) -> Iterator[list[Group] | None]:
+    """The scored groups of `samples` completions each, about COMPLETIONS at a time, so that they can be kept as they
+    come; None and nothing more once `stop` asks for the end.
+    """
+    size = max(1, COMPLETIONS // samples)
+    for start in range(0, len(prompts), size):
+        groups = pipeline.evaluate(prompts[start : start + size], sampling, samples, stop=stop)
+        yield groups
+        if groups is None:
+            return
 
 
 def make_rollout(

@@ -28,11 +28,9 @@ from epiphany.reward_check import check_reward
 from epiphany.rows import read_rows
 from epiphany.run_data import evaluation_rendering, load_data, load_model_source
 from epiphany.sampling import evaluation_sampling
-from epiphany.sampling_workers import start_sampling
+from epiphany.sampling_workers import scored_in_parts, start_sampling
 from epiphany.use.model import describe
 from epiphany.use.verdict import Answers, Verdict, read_verdict
-
-COMPLETIONS = 2048  # sampled at a time, after which they are kept
 
 
 @dataclass(frozen=True)
@@ -159,9 +157,7 @@ def _answers(
     for kind, (how, count) in kinds.items():
         keys = {prompt.ordinal: f"{name}/{kind}/{prompt.ordinal}" for prompt in questions.prompts}
         waiting = [prompt for prompt in questions.prompts if keys[prompt.ordinal] not in log.results]
-        size = max(1, COMPLETIONS // count)
-        for start in range(0, len(waiting), size):
-            answered = pipeline.evaluate(waiting[start : start + size], how, count, stop=stop)
+        for answered in scored_in_parts(pipeline, waiting, how, count, stop=stop):
             if answered is None:
                 return None
             log.add({keys[group.prompt.ordinal]: _to_json(group) for group in answered})

@@ -114,9 +114,9 @@ def test_a_measurement_goes_on_where_it_was_stopped(tiny_model: Path, tmp_path: 
 
 
 def _one_prompt_at_a_time() -> None:
-    from epiphany import difficulty
+    from epiphany import sampling_workers
 
-    difficulty.COMPLETIONS = 1
+    sampling_workers.COMPLETIONS = 1
 
 
 def test_a_run_trains_on_what_is_neither_too_easy_nor_too_hard(tiny_model: Path, tmp_path: Path):

@@ -11,6 +11,7 @@ import pytest
 
 import epiphany
 from conf.errors import UsageError
+from epiphany import sampling_workers
 from epiphany.use import chat, evaluate
 from tests.helpers.runs import launch, overrides, rows
 
@@ -107,7 +108,7 @@ def test_an_evaluation_equals_the_runs_own_and_goes_on_where_it_was_stopped(whol
 
     settings = epiphany.load_settings("task=evaluate", f"run={folder}", f"evaluation.output={tmp_path / 'parts'}")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "COMPLETIONS", 1)
+        patch.setattr(sampling_workers, "COMPLETIONS", 1)
         kept: list[int] = []
 
         def is_enough() -> bool:
