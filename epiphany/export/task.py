@@ -30,6 +30,7 @@ from epiphany.use.model import Load, answer_sampling, describe, open_model
 
 HUB = "hub:"
 PROOF_TOKENS = 64  # of each answer that are compared
+LLAMA_CPP_PROOF_TOKENS = 16  # llama.cpp computes one token at a time, on the CPU
 GGUF = "model.gguf"
 
 
@@ -45,10 +46,14 @@ class Work:
     target: Path
 
     @property
+    def is_gguf(self) -> bool:
+        return self.settings.export.format in ("gguf", "ollama")
+
+    @property
     def kind(self) -> str:
         """The type of the exported weights."""
         asked = self.settings.export
-        if asked.format in ("gguf", "ollama"):
+        if self.is_gguf:
             return asked.gguf_type
         return "float32" if asked.format == "peft" or asked.dtype == "float32" else self._dtype
 
@@ -133,7 +138,8 @@ def _engine_answers(work: Work, note: Callable[[str], None]) -> list[Answer]:
     settings = work.settings
     asked = replace(settings, evaluation=replace(settings.evaluation, max_prompts=settings.export.proof_answers))
     _, questions = load_questions(asked, lambda _line: None)
-    sampling = answer_sampling(settings, temperature=0.0, max_tokens=min(PROOF_TOKENS, settings.sampling.max_tokens))
+    most = LLAMA_CPP_PROOF_TOKENS if work.is_gguf else PROOF_TOKENS
+    sampling = answer_sampling(settings, temperature=0.0, max_tokens=min(most, settings.sampling.max_tokens))
     prompts = questions.prompts
     load = Load(len(prompts), max(len(prompt.token_ids) for prompt in prompts), sampling.max_tokens)
     with ExitStack() as closing:
