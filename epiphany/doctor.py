@@ -1,5 +1,6 @@
 """task=doctor: what this machine has, what does not fit together, and what will be slow, before anything is loaded."""
 
+import math
 import os
 import platform
 import shutil
@@ -26,6 +27,7 @@ OLDEST_CARD = (7, 0)  # that vLLM runs on
 GOOD, NOTE, PROBLEM = "ok", "note", "problem"
 COLORS = {GOOD: "green", NOTE: "yellow", PROBLEM: "red"}
 HUB_SECONDS = 5.0
+CGROUP = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True)
@@ -55,12 +57,34 @@ def show(console: Console, findings: list[Finding]) -> None:
 
 def _python(settings: Settings) -> Iterator[Finding]:
     yield Finding(GOOD, "Python", f"{platform.python_version()} in {sys.prefix}")
-    cores, memory = len(os.sched_getaffinity(0)), psutil.virtual_memory()
+    cores, memory = _processors(), psutil.virtual_memory()
+    limit = _limit("memory.max")
     state = NOTE if cores < FEW_CORES else GOOD
     slow = ": sampling and scoring share them, and a GPU waits" if cores < FEW_CORES else ""
     yield Finding(state, "processors", f"{cores}{slow}")
-    state = NOTE if memory.available < SMALL_MEMORY else GOOD
-    yield Finding(state, "memory", f"{memory.available / GIB:.0f} of {memory.total / GIB:.0f} GiB are free")
+    available = memory.available if limit is None else min(memory.available, limit)
+    text = f"{memory.available / GIB:.0f} of {memory.total / GIB:.0f} GiB are free"
+    if limit is not None and limit < memory.total:
+        text += f", of which this container may use {limit / GIB:.0f} GiB in all"
+    yield Finding(NOTE if available < SMALL_MEMORY else GOOD, "memory", text)
+
+
+def _processors() -> int:
+    """Those that this process may use, with a container's quota."""
+    quota = _limit("cpu.max")
+    allowed = len(os.sched_getaffinity(0))
+    return allowed if quota is None else max(1, min(allowed, math.ceil(quota)))
+
+
+def _limit(name: str) -> float | None:
+    """A limit of this container (cgroup v2): bytes, or processors of `cpu.max`; None where there is none."""
+    try:
+        parts = (CGROUP / name).read_text().split()
+    except OSError:
+        return None
+    if not parts or parts[0] == "max":
+        return None
+    return int(parts[0]) / int(parts[1]) if len(parts) > 1 else int(parts[0])
 
 
 def _packages(settings: Settings) -> Iterator[Finding]:

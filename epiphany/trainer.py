@@ -200,7 +200,7 @@ class Trainer:
         seconds, reward = time.monotonic() - started, self._run.reward_fingerprint
         record = evaluation.record(self.version, greedy, sampled, seconds=seconds, reward=reward)
         evaluation.save(self.folder, record, greedy, sampled, temperature=sampling.temperature)
-        for line in gaming.lines_of_evaluation(self.folder, record):
+        for line in gaming.lines_of_evaluation(self.folder, record, settings.reward.terms):
             self._table.note(line)
         self.pipeline.take_counters()  # the next step's counters begin here
         self._counters.restart_clock()

@@ -50,7 +50,7 @@ class Learner:
         self.optimizer = optimizer
         self.critic = critic
         self.data_parallel = DataParallel()
-        # [A], of the last step's batch before it: NaN for tokens that this rank did not train.
+        # [A], of the last step's batch before it; -inf for tokens that were not trained.
         self.policy_logprobs_A = torch.empty(0)
         self._limit = MicroBatchLimit(micro_batch_tokens)
         self._loss_scale = FIRST_LOSS_SCALE if policy.dtype == torch.float16 else 1.0
@@ -78,8 +78,8 @@ class Learner:
             sums.append(self._gradient(batch, units, counted_N))
             stats.grad_norm += self._update()
         self._report(stats, batch, sums)
-        self.version += 1
-        stats.version = self.version
+        self.data_parallel.maximum(self.policy_logprobs_A)
+        self.version = stats.version = self.version + 1
         stats.seconds = time.monotonic() - start
         return stats
 
@@ -107,7 +107,7 @@ class Learner:
     def _prepare_batch(self, table: pa.Table) -> PreparedBatch:
         rollouts = Rollouts.from_table(table)
         old = self._limit.retry(lambda: self._old_logprobs(rollouts)) if self._needs_old_logprobs else None
-        self.policy_logprobs_A = torch.full((rollouts.sampled_tokens,), float("nan"), device=self.policy.device)
+        self.policy_logprobs_A = torch.full((rollouts.sampled_tokens,), float("-inf"), device=self.policy.device)
         return PreparedBatch.of(rollouts, self.algorithm, old, device=self.policy.device)
 
     @property

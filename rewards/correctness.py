@@ -11,9 +11,15 @@ from decimal import Decimal, InvalidOperation
 
 from rewards.sample import Sample
 
-# A letter that stands alone, A to H; first as one is written that names an option: "C.", "(C)", "C:", or at the end.
+# A letter that stands alone, A to H: where the text says that it is the answer, where it
+# is written as options are ("C.", "(C)", "C:", or at the end of a line), and anywhere.
 LETTER = r"(?<![\w'’])([A-H])(?![\w'’])"
-CHOICES = (re.compile(LETTER + r"(?=\s*(?:[).,;:*\]]|$))", re.MULTILINE), re.compile(LETTER))
+SAID = re.compile(
+    rf"(?i:\b(?:answer|choice|option|choose|chose|pick)\b)(?:\s+(?:is|the|option|would|be))*[\s:*(]*{LETTER}"
+    rf"|{LETTER}\)?\s+is\s+(?:right|correct|the)\b"
+)
+AS_OPTION = re.compile(LETTER + r"(?=\s*(?:[).,;:*\]]|$))", re.MULTILINE)
+ALONE = re.compile(LETTER)
 NUMBER = re.compile(r"[-+]?\$?(?:\d[\d,]*)?\.?\d+(?:[eE][-+]?\d+)?")
 TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 HASHES = re.compile(r"####\s*(.+)")
@@ -126,22 +132,25 @@ def exact(sample: Sample, *, strict: bool = False) -> float | None:
 def choice(sample: Sample, *, strict: bool = False) -> float | None:
     """1 if the letter that was chosen (A to H) is a reference's, else 0; strict: the marked answer is the letter alone.
 
-    It is the first one of the marked answer, else the last one of the text: of those before a bracket, a full stop, a
-    comma or a colon, or at the end of a line, as in "B", "(B)" or "B. Assault"; where there are none, of all that stand
-    alone. None if no reference has one.
+    It is the only one of the marked answer, as in "B", "(B)" or "B. Assault". Without a marked answer it is the last
+    one that the text calls the answer ("the answer is B", "B is right"), else the last one that is written as options
+    are, else the last one that stands alone. None if no reference has a letter.
     """
-    references = {letters[0] for answer in sample.answers if (letters := _letters(answer))}
+    references = {letters[0] for answer in sample.answers if (letters := _options(answer))}
     if not references:
         return None
     marked = marked_answer(sample.completion)
     if strict:
         return float((sample.completion if marked is None else marked).strip() in references)
-    letters = _letters(sample.completion if marked is None else marked)
-    return float(bool(letters) and letters[-1 if marked is None else 0] in references)
+    if marked is not None:
+        letters = set(_options(marked))
+        return float(len(letters) == 1 and letters <= references)
+    said = [first or second for first, second in SAID.findall(sample.completion)] or _options(sample.completion)
+    return float(bool(said) and said[-1] in references)
 
 
-def _letters(text: str) -> list[str]:
-    return next((letters for pattern in CHOICES if (letters := pattern.findall(text))), [])
+def _options(text: str) -> list[str]:
+    return AS_OPTION.findall(text) or ALONE.findall(text)
 
 
 def _folded(text: str) -> str:

@@ -2,8 +2,8 @@
 words and forms it has. Plain Python.
 
 A row names its instructions by IFEval's ids in the column `instruction_id_list`, and their arguments in `kwargs`.
-Our own reading of the paper's definitions: sentences are counted by their full stops, question and exclamation marks
-(IFEval's own program uses a trained splitter), the language is that of rewards/text.py.
+Our own reading of the definitions. Sentences are counted by their full stops, question and exclamation marks, where
+IFEval's own program uses a trained splitter, and the language is that of rewards/text.py.
 """
 
 import json
@@ -59,8 +59,12 @@ def _text(name: str, arguments: Arguments, key: str) -> str:
 
 
 def _count(text: str, phrase: str) -> int:
-    """How often the phrase is there as whole words, in any case."""
-    return len(re.findall(rf"(?<!\w){re.escape(phrase)}(?!\w)", text, re.IGNORECASE))
+    """How often the phrase is there, in any case, also inside of words."""
+    return len(re.findall(re.escape(phrase), text, re.IGNORECASE))
+
+
+def _has_word(text: str, word: str) -> bool:
+    return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE) is not None
 
 
 def _compared(count: int, limit: object, relation: object) -> bool:
@@ -102,8 +106,15 @@ def _is_json(text: str) -> bool:
 
 
 def _two_responses(text: str) -> bool:
-    parts = text.split("******")
-    return len(parts) == 2 and all(part.strip() for part in parts) and parts[0].strip() != parts[1].strip()
+    parts = [part.strip() for part in text.split("******")]
+    said = [part for i, part in enumerate(parts) if part or 0 < i < len(parts) - 1]  # but for empty ends
+    return len(said) == 2 and all(said) and said[0] != said[1]
+
+
+def _has_postscript(text: str, arguments: Arguments) -> bool:
+    """The marker, with or without a space after its full stops."""
+    marker = re.escape(str(arguments["postscript_marker"]).strip()).replace(r"\.", r"\.\s?")
+    return re.search(marker, text, re.IGNORECASE) is not None
 
 
 def _ends_with(text: str, arguments: Arguments) -> bool:
@@ -113,7 +124,9 @@ def _ends_with(text: str, arguments: Arguments) -> bool:
 CHECKS: dict[str, Check] = {
     "keywords:existence": lambda text, a: all(_count(text, word) for word in _strings(a["keywords"])),
     "keywords:frequency": lambda text, a: _compared(_count(text, str(a["keyword"])), a["frequency"], a["relation"]),
-    "keywords:forbidden_words": lambda text, a: not any(_count(text, word) for word in _strings(a["forbidden_words"])),
+    "keywords:forbidden_words": lambda text, a: (
+        not any(_has_word(text, word) for word in _strings(a["forbidden_words"]))
+    ),
     "keywords:letter_frequency": lambda text, a: _compared(
         text.casefold().count(str(a["letter"]).casefold()), a["let_frequency"], a["let_relation"]
     ),
@@ -130,7 +143,7 @@ CHECKS: dict[str, Check] = {
     "detectable_content:number_placeholders": lambda text, a: (
         len(re.findall(r"\[[^\[\]]+\]", text)) >= int(str(a["num_placeholders"]))
     ),
-    "detectable_content:postscript": lambda text, a: str(a["postscript_marker"]).casefold() in text.casefold(),
+    "detectable_content:postscript": _has_postscript,
     "detectable_format:number_bullet_lists": lambda text, a: (
         len(re.findall(r"^\s*(?:\*(?!\*)|-)\s*\S", text, re.MULTILINE)) == int(str(a["num_bullets"]))
     ),

@@ -6,9 +6,9 @@ import signal
 import sys
 
 
-def bind_to_parent(parent: int) -> None:
-    """Make this process die with its parent, the process `parent`, even if that is killed (Linux only)."""
+def bind_to_parent(parent: int, *, by: signal.Signals = signal.SIGKILL) -> None:
+    """Let this process get a signal when its parent, process `parent`, ends, even if that is killed (Linux only)."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(1, by)  # PR_SET_PDEATHSIG
         if os.getppid() != parent:
             os._exit(1)

@@ -4,7 +4,6 @@ import functools
 import json
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from rewards.correctness import marked_answer
@@ -55,14 +54,16 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 
 def steps(sample: Sample, *, target: int = 3) -> float:
     """The number of steps that the text is divided into (STEP), over `target`, at most 1."""
+    if target < 1:
+        raise ValueError(f"steps: target={target} must be at least 1")
     return min(1.0, len(STEP.findall(sample.completion)) / target)
 
 
-def json_schema(sample: Sample, *, schema: Mapping[str, object] | str) -> float:
-    """1 if the answer is JSON that the schema (a mapping, or a file that holds it) accepts, 0.5 if it is other JSON,
-    else 0. Raises ValueError for a schema that is none.
+def json_schema(sample: Sample, *, schema: Mapping[str, object]) -> float:
+    """1 if the answer is JSON that the schema accepts, 0.5 if it is other JSON, else 0. Raises ValueError for a schema
+    that is none.
     """
-    validator = _validator(schema if isinstance(schema, str) else json.dumps(schema))
+    validator = _validator(json.dumps(schema))
     value = _json_of(sample.completion)
     if value is _NONE:
         return 0.0
@@ -71,15 +72,15 @@ def json_schema(sample: Sample, *, schema: Mapping[str, object] | str) -> float:
 
 @functools.cache
 def _validator(schema: str) -> "Validator":
-    """The validator of a schema as JSON, or in a file."""
+    """The validator of a schema as JSON."""
     import jsonschema
     from jsonschema.validators import validator_for
 
     try:
-        loaded = json.loads(schema if schema.lstrip().startswith("{") else Path(schema).expanduser().read_text())
+        loaded = json.loads(schema)
         kind = validator_for(loaded)
         kind.check_schema(loaded)
-    except (OSError, ValueError, jsonschema.SchemaError) as error:
+    except (ValueError, TypeError, AttributeError, jsonschema.SchemaError) as error:
         raise ValueError(f"json_schema: schema={schema[:100]!r} is no JSON schema: {str(error)[:200]}") from error
     return kind(loaded)
 
@@ -104,7 +105,9 @@ def _share_of_fields(reference: Mapping[str, object], answer: object) -> float:
 
 
 def _folded(value: object) -> object:
-    """The value with all texts in it without case and outer spaces."""
+    """The value with all texts in it without case and outer spaces. True and 1, which Python calls equal, differ."""
+    if isinstance(value, bool):
+        return str(value), "bool"
     if isinstance(value, str):
         return " ".join(value.casefold().split())
     if isinstance(value, dict):

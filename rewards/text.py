@@ -71,6 +71,8 @@ def repetition(sample: Sample, *, words: int = 3) -> float:
 
     Of "a b a b a", runs of two words are "a b", "b a", "a b", "b a": 2 of 4 are different, which gives 0.5.
     """
+    if words < 1:
+        raise ValueError(f"repetition: words={words} must be at least 1")
     said = sample.completion.casefold().split()
     runs = [tuple(said[i : i + words]) for i in range(len(said) - words + 1)]
     return len(set(runs)) / len(runs) if runs else 1.0

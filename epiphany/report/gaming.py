@@ -1,40 +1,51 @@
 """A reward that is earned without answering better: what evaluations see and no single step does. Plain Python."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from statistics import fmean
 
+from conf.schema import TermSettings
+from conf.validate import named_terms
 from epiphany.report import metrics
 from epiphany.report.evaluation import one_line
 from epiphany.report.metrics import Row
 from epiphany.report.run_folder import Layout
+from rewards.registry import REGISTRY
 
 STEPS = 5  # at either end, whose means are compared
 RISE = 0.1  # of a term, that counts
 
 
-def lines_of_evaluation(folder: Layout, record: Row) -> list[str]:
+def answer_terms(terms: Sequence[TermSettings]) -> set[str]:
+    """The names of those terms of the reward that say whether an answer is right."""
+    return {str(term.name) for term in named_terms(terms) if term.fn in REGISTRY and REGISTRY[term.fn].checks_answer}
+
+
+def lines_of_evaluation(folder: Layout, record: Row, terms: Sequence[TermSettings]) -> list[str]:
     """What an evaluation that was just recorded says, for the console."""
-    text = gamed_reward(metrics.read(folder.metrics), metrics.read(folder.evaluations))
+    text = gamed_reward(metrics.read(folder.metrics), metrics.read(folder.evaluations), checking=answer_terms(terms))
     return [one_line(record), *([] if text is None else [f"step {record['step']}: gamed reward: {text}"])]
 
 
-def gamed_reward(rows: Sequence[Row], evaluations: Sequence[Row]) -> str | None:
+def gamed_reward(rows: Sequence[Row], evaluations: Sequence[Row], *, checking: Collection[str]) -> str | None:
     """A sentence if terms of the reward have risen since the first evaluation and no more held-out questions are
     answered right; None otherwise, and where nothing says which answers are right.
 
     `rows` are those of metrics.jsonl, `evaluations` those of evaluations.jsonl, of which the last ones under the same
-    reward are compared.
+    reward are compared. The terms `checking`, which say what is right, do not count: where they alone rise, the
+    training questions are learned by heart.
     """
-    if not evaluations or len(rows) < 2 * STEPS:
+    if not evaluations:
         return None
     of_reward = [record for record in evaluations if record["reward"] == evaluations[-1]["reward"]]
+    rows = [row for row in rows if row["step"] > of_reward[0]["step"]]
     before, now = of_reward[0]["greedy"]["lenient"], of_reward[-1]["greedy"]["lenient"]
-    if len(of_reward) < 2 or before is None or now is None or now > before:
+    if len(of_reward) < 2 or len(rows) < 2 * STEPS or before is None or now is None or now > before or now >= 1:
         return None
     risen = [
         f"{name} rose from {low:.2f} to {high:.2f}"
         for name in rows[0]["reward_terms"]
-        if (low := _mean(rows[:STEPS], name)) is not None
+        if name not in checking
+        and (low := _mean(rows[:STEPS], name)) is not None
         and (high := _mean(rows[-STEPS:], name)) is not None
         and high - low >= RISE
     ]

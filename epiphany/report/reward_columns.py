@@ -56,8 +56,8 @@ def _constant_answer(groups: Sequence[Sequence[tuple[float, str]]]) -> tuple[flo
 
 
 def _length_correlation(table: pa.Table) -> float | None:
-    """Pearson's correlation, within groups, of a completion's reward and its number of sampled tokens: 1 if the longer
-    one of a group always gets more, -1 if the shorter one does. None where either does not vary.
+    """Pearson's correlation, within groups, of a completion's reward and its number of sampled tokens: 1 if the reward
+    grows in proportion to the length, -1 if it falls so. None where either does not vary.
     """
     is_scored = table.column("reward").is_valid().to_numpy()
     rewards_N = table.column("reward").fill_null(0.0).to_numpy()[is_scored]

@@ -22,7 +22,7 @@ from conf.errors import UsageError
 from conf.schema import Settings
 from epiphany.adapters import stored_adapter
 from epiphany.rows import system_prompt_of
-from epiphany.run_data import load_model_source
+from epiphany.run_data import evaluation_rendering, load_model_source
 from epiphany.run_plan import plan_run
 from epiphany.use.model import Load, describe, positions_of, sized
 
@@ -30,7 +30,6 @@ ADAPTER = "adapter"  # what requests call the model with its adapter
 REQUESTS = 8  # at a time, on a machine for which engine.max_num_seqs says nothing else
 START_SECONDS, END_SECONDS = 900.0, 20.0
 LAST_LINES = 15  # of the log, if the server does not start
-KEY_VARIABLE = "VLLM_API_KEY"
 
 
 class ServerFailed(UsageError):
@@ -51,8 +50,11 @@ def serve(settings: Settings, note: Callable[[str], None]) -> None:
     """Serve until a signal ends this process. Raises UsageError for what cannot be served; ServerFailed has the end of
     the server's log.
     """
+    from actors.engines.vllm.server import KEY_VARIABLE
+
     asked = settings.serve
-    key = os.environ.get(KEY_VARIABLE) or secrets.token_urlsafe(24)
+    known_key = os.environ.get(KEY_VARIABLE)
+    key = known_key or secrets.token_urlsafe(24)
     with ExitStack() as closing:
         scratch = Path(closing.enter_context(tempfile.TemporaryDirectory(prefix="epiphany-serve-")))
         server = _prepare(settings, scratch, key, note)
@@ -63,9 +65,11 @@ def serve(settings: Settings, note: Callable[[str], None]) -> None:
             address = f"http://{asked.host}:{asked.port}/v1"
             names = "base" if settings.model.adapter is None else f"{ADAPTER} and base"
             note(f"serving {names} at {address}; Ctrl-C ends it")
-            note(f"its key: {key}")
+            note(f"its key is that in {KEY_VARIABLE}" if known_key else f"its key: {key}")
             if prompt := system_prompt_of(settings, settings.data.system_prompt):
                 note(f"send the system message that it was trained with: {prompt!r}")
+            if prefill := evaluation_rendering(settings).prefill:
+                note(f"answers do not begin with the prefill {prefill!r}, with which the run was trained")
             process.wait()
             raise ServerFailed(f"task=serve: the server ended by itself:\n{_end_of(log)}")
 
@@ -73,7 +77,7 @@ def serve(settings: Settings, note: Callable[[str], None]) -> None:
 def _prepare(settings: Settings, scratch: Path, key: str, note: Callable[[str], None]) -> Server:
     """Everything that can be refused before the server starts; what it reads is in `scratch`."""
     from actors.engines.vllm.environment import set_environment
-    from actors.engines.vllm.server import server_command
+    from actors.engines.vllm.server import KEY_VARIABLE, server_command
 
     asked = settings.serve
     _check_port(asked.host, asked.port)
@@ -105,6 +109,7 @@ def _prepare(settings: Settings, scratch: Path, key: str, note: Callable[[str], 
         adapters=adapters,
         rank=plan.layout.rank,
         chat_template=template,
+        template_variables=evaluation_rendering(settings).variables,
     )
     return Server(command, {**environment, KEY_VARIABLE: key}, asked.host, asked.port)
 
@@ -126,7 +131,9 @@ def _running(server: Server, log: TextIO) -> Iterator["subprocess.Popen[bytes]"]
         sys.exit(128 + number)
 
     former = signal.signal(signal.SIGTERM, leave)
-    process = subprocess.Popen(server.command, env=server.environment, stdout=log, stderr=subprocess.STDOUT)
+    process = subprocess.Popen(
+        server.command, env=server.environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+    )
     try:
         yield process
     finally:
@@ -134,19 +141,20 @@ def _running(server: Server, log: TextIO) -> Iterator["subprocess.Popen[bytes]"]
         try:
             process.wait(END_SECONDS)
         except subprocess.TimeoutExpired:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         signal.signal(signal.SIGTERM, former)
 
 
 def _wait_until_it_answers(server: Server, process: "subprocess.Popen[bytes]", log: Path) -> None:
     host = "127.0.0.1" if server.host == "0.0.0.0" else server.host
+    without_proxy = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     deadline = time.monotonic() + START_SECONDS
     while True:
         if process.poll() is not None:
             raise ServerFailed(f"task=serve: vLLM's server did not start:\n{_end_of(log)}")
         try:
-            with urllib.request.urlopen(f"http://{host}:{server.port}/health", timeout=5):
+            with without_proxy.open(f"http://{host}:{server.port}/health", timeout=5):
                 if process.poll() is None:
                     return
         except (urllib.error.URLError, OSError):

@@ -159,7 +159,9 @@ def _measures(answers: Answers) -> dict[str, Any]:
 
 
 def _of_samples(groups: Sequence[Group]) -> dict[str, float]:
-    """pass@k for each power of two, and maj@k over all samples: means over the questions whose answers are checked."""
+    """pass@k for each power of two, and maj@k over all samples: means over the questions whose answers are checked, and
+    for maj@k have a reference answer, so that there is one to vote for.
+    """
     samples = len(groups[0].scores)
     right = [[score.lenient for score in group.scores] for group in groups]
     checked = [
@@ -174,8 +176,12 @@ def _of_samples(groups: Sequence[Group]) -> dict[str, float]:
         f"pass@{k}": statistics.fmean(pass_at_k(samples, sum(v == 1 for v in values), k) for _, values in checked)
         for k in powers
     }
-    votes = [majority([final_answer(t.text) for t in group.trajectories], values) for group, values in checked]
-    return {**measures, f"maj@{samples}": statistics.fmean(votes)}
+    votes = [
+        majority([final_answer(t.text) for t in group.trajectories], values)
+        for group, values in checked
+        if group.prompt.answer is not None
+    ]
+    return {**measures, **({f"maj@{samples}": statistics.fmean(votes)} if votes else {})}
 
 
 def _compared(base: Answers, adapter: Answers) -> dict[str, Any] | None:

@@ -109,10 +109,11 @@ class LearnerWorker:
         return self.learner.step(table)
 
     def policy_logprobs(self) -> np.ndarray:
-        """What the policy gave to each sampled token of the last step's rows before it (float32, their order; NaN where
-        this rank did not train the token).
+        """What the policy gave to each sampled token of the last step's rows before it (float32, in their order;
+        NaN for tokens that were not trained).
         """
-        return self.learner.policy_logprobs_A.cpu().numpy()
+        logprobs_A = self.learner.policy_logprobs_A.cpu().numpy()
+        return np.where(np.isneginf(logprobs_A), np.nan, logprobs_A)
 
     def warm_up(self, table: pa.Table) -> StepStats:
         """A step of supervised fine-tuning on the rows of `table`. It does not count as a version."""

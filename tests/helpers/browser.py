@@ -4,6 +4,7 @@ import base64
 import itertools
 import json
 import os
+import select
 import shutil
 import subprocess
 import time
@@ -66,6 +67,7 @@ class Page:
 
     def _receive(self) -> dict[str, Any]:
         while b"\0" not in self._rest:
+            assert select.select([self._from], [], [], SECONDS)[0], "the browser does not answer"
             data = os.read(self._from, 1 << 20)
             assert data, "the browser has ended"
             self._rest += data

@@ -15,7 +15,8 @@ from actors.engines.vllm import server
 from conf.errors import UsageError
 from epiphany.run_settings import load_settings
 from epiphany.use import serve
-from tests.helpers.runs import Launched, wait_for
+from tests.helpers.runs import Launched, launch, overrides, wait_for
+from tests.helpers.tiny import make_tiny_model
 
 STAND_IN = """
 import http.server, sys
@@ -62,28 +63,35 @@ def test_a_port_that_is_taken_is_refused(whole: tuple[Path, str]):
             serve.serve(settings, lambda _line: None)
 
 
-def ask(port: int, key: str, model: str) -> str:
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+def ask(port: int, key: str, model: str, path: str = "/v1/chat/completions") -> str:
     body = {"model": model, "messages": [{"role": "user", "content": "3 + 4 ="}], "temperature": 0, "max_tokens": 8}
     request = urllib.request.Request(
-        f"http://127.0.0.1:{port}/v1/chat/completions",
+        f"http://127.0.0.1:{port}{path}",
         json.dumps(body).encode(),
         {"Content-Type": "application/json", "Authorization": f"Bearer {key}"},
     )
-    with urllib.request.urlopen(request, timeout=60) as answer:
+    with DIRECT.open(request, timeout=60) as answer:
         return json.load(answer)["choices"][0]["message"]["content"]
 
 
 @pytest.mark.nightly
-def test_a_run_is_served_with_its_adapter_and_a_key(whole: tuple[Path, str], tmp_path: Path):
+def test_a_run_is_served_with_its_adapter_and_a_key(tmp_path: Path):
+    model = make_tiny_model(tmp_path / "model", hidden=256)  # vLLM has no attention on a CPU for heads under 32
+    launch(overrides(model, tmp_path / "run", "run.steps=1"))
     port, log = free_port(), tmp_path / "log"
-    arguments = ["task=serve", f"run={whole[0]}", f"serve.port={port}", "serve.context_tokens=512", "engine.name=vllm"]
+    arguments = ["task=serve", f"run={tmp_path}/run", f"serve.port={port}", "serve.context_tokens=512"]
+    arguments.append("engine.name=vllm")
     served = Launched(arguments, log)
     try:
         wait_for(lambda: log.is_file() and "its key: " in log.read_text(), seconds=150)
         key = log.read_text().partition("its key: ")[2].split()[0]
         assert ask(port, key, "adapter") != ask(port, key, "base")
-        with pytest.raises(urllib.error.HTTPError, match="401"):
-            ask(port, "another", "base")
+        for path in ("/v1/chat/completions", "/invocations", "/tokenize"):
+            with pytest.raises(urllib.error.HTTPError, match="401"):
+                ask(port, "another", "base", path)
         os.kill(served.pid, signal.SIGTERM)
         assert served.wait()[0] == 143
         with pytest.raises(urllib.error.URLError):

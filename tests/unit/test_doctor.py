@@ -14,8 +14,9 @@ def findings(*overrides: str) -> dict[str, Finding]:
     return {finding.topic: finding for finding in doctor.examine(load_settings("task=doctor", *overrides))}
 
 
-def test_the_machine_of_the_tests_is_in_order():
-    of_topic = findings()
+def test_the_machine_of_the_tests_is_in_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(doctor, "_has_driver", torch.cuda.is_available)  # whatever this host has
+    of_topic = findings(f"run.folder={tmp_path}/run")
     assert {finding.topic for finding in of_topic.values() if finding.state == PROBLEM} == set()
     assert of_topic["packages"].state == of_topic["vLLM"].state == of_topic["GGUF"].state == GOOD
     assert of_topic["hub"].state == NOTE  # HF_HUB_OFFLINE is set
@@ -47,6 +48,17 @@ def test_cards(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], fre
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _index: (int(free * 2**30), 15 * 2**30))
     card = findings()["GPU 0"]
     assert (card.state, text in card.text) == (state, True)
+
+
+def test_the_limits_of_a_container_count(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(doctor, "CGROUP", tmp_path)
+    (tmp_path / "memory.max").write_text(f"{2 * 2**30}\n")
+    (tmp_path / "cpu.max").write_text("150000 100000\n")
+    of_topic = findings()
+    assert of_topic["memory"].state == NOTE and "may use 2 GiB" in of_topic["memory"].text
+    assert of_topic["processors"].text.startswith("2" if doctor.os.cpu_count() != 1 else "1")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert "container" not in findings()["memory"].text
 
 
 def test_packages_that_do_not_fit_are_named(monkeypatch: pytest.MonkeyPatch):

@@ -8,12 +8,12 @@ from rewards.sample import Sample
 
 LANGUAGE = "language:response_language"
 CASES = [
-    ("keywords:existence", {"keywords": ["cat", "new york"]}, "A Cat in New York.", "A catalog of New York."),
+    ("keywords:existence", {"keywords": ["cat", "new york"]}, "Cats in New York.", "A cat in York."),
     (
         "keywords:frequency",
         {"keyword": "tea", "frequency": 2, "relation": "at least"},
-        "Tea, more tea.",
-        "Tea and steam.",
+        "Tea, more teapots.",
+        "Tea and smoke.",
     ),
     ("keywords:forbidden_words", {"forbidden_words": ["bad"]}, "A badge.", "Not bad."),
     (
@@ -38,7 +38,7 @@ CASES = [
         "One.\n\nNow two.",
     ),
     ("detectable_content:number_placeholders", {"num_placeholders": 2}, "[name] at [place]", "[name] []"),
-    ("detectable_content:postscript", {"postscript_marker": "P.S."}, "Bye.\np.s. More.", "Bye."),
+    ("detectable_content:postscript", {"postscript_marker": "P.P.S"}, "Bye.\np. p. s. More.", "Bye. P.S."),
     ("detectable_format:number_bullet_lists", {"num_bullets": 2}, "* a\n- b\n**c**", "* a"),
     ("detectable_format:constrained_response", {}, "Well: My answer is no.", "No."),
     ("detectable_format:number_highlighted_sections", {"num_highlights": 2}, "*a* and **b c**", "*a* and **"),
@@ -50,7 +50,7 @@ CASES = [
     ),
     ("detectable_format:json_format", {}, '```json\n{"a": [1]}\n```', "{a: 1}"),
     ("detectable_format:title", {}, "<<On cats>>\nText", "<<>> Text"),
-    ("combination:two_responses", {}, "One.\n******\nTwo.", "One.\n******\nOne."),
+    ("combination:two_responses", {}, "One.\n******\nTwo.\n******", "One.\n******\nOne."),
     ("combination:repeat_prompt", {"prompt_to_repeat": "Why so?"}, "why so? Because.", "Because. Why so?"),
     ("startend:end_checker", {"end_phrase": "Any more questions?"}, "Done. Any more questions?", "Done."),
     ("startend:quotation", {}, '"All of it."', 'All "of it"'),

@@ -1,5 +1,6 @@
 """Built-in terms: the values worked by hand in docs/rewards.md, and what is refused or does not apply."""
 
+import functools
 import re
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import yaml
 
 from rewards.composition import Term, score
 from rewards.errors import RewardError
-from rewards.gym import EVALUATED, reasoning_gym, score_answer
+from rewards.gym import EXPRESSIONS, LISTS, reasoning_gym, score_answer
 from rewards.registry import REGISTRY, load_term
 from rewards.sample import Sample
 
@@ -60,7 +61,11 @@ def test_the_docs_list_every_term():
         ("It's A's turn: (b)", "B", 0, 0),  # an apostrophe touches A, and b is no capital
         ("The answer is B, I think.", "B", 1, 0),  # I is no letter of an option
         ("B. A contract needs consideration.", "B", 1, 0),  # A is an article
-        ("I choose B because of A and C", "C", 1, 0),  # the last one, where none is written as an option
+        ("I choose B because of A and C", "B", 1, 0),
+        ("So B is right, for it lacks vitamin C.", "B", 1, 0),
+        ("Not A but B", "B", 1, 0),  # the last one
+        ("<answer>not A, but B</answer>", "A", 0, 0),  # two letters are no choice
+        ("**Answer: (B)**", "B", 1, 0),
         ("I choose C", "B", 0, 0),
         ("no letter", "B", 0, 0),
     ],
@@ -72,6 +77,11 @@ def test_choice(completion: str, reference: str, lenient: float, strict: float):
     assert value("choice", completion, "none of them") is None
 
 
+@functools.cache
+def puzzle(task: str) -> dict[str, Any]:
+    return reasoning_gym().create_dataset(task, size=1, seed=1)[0]
+
+
 @pytest.mark.parametrize(
     "answer",
     [
@@ -81,27 +91,35 @@ def test_choice(completion: str, reference: str, lenient: float, strict: float):
         "[x.y for x in 'abc']",
         "lambda: 1",
         "(1).real",
+        "(getattr)((__import__)('os'),'system')('touch ran')",
+        "[open][0]('ran', 'w')",
+        "(eval)('1')",
+        "sin('open(chr(114), chr(119))')",
+        "sin(*[open])",
+        "(lambda: 0)()",
+        "9**9**9**9",
+        "1" * 100_000 + " !",
     ],
 )
 def test_no_answer_to_a_puzzle_is_run(answer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    for task in EVALUATED:
-        assert score_answer(task, answer, {"answer": "1", "metadata": {}}) == 0
+    for task in (*EXPRESSIONS, *LISTS):
+        assert score_answer(task, answer, puzzle(task)) == 0
     assert not list(tmp_path.iterdir())
 
 
 def test_right_answers_to_puzzles_that_are_evaluated_still_count():
-    for task in EVALUATED:
+    for task in (*EXPRESSIONS, *LISTS):
         for row in reasoning_gym().create_dataset(task, size=20, seed=1):
             assert score_answer(task, str(row["answer"]), row) == 1, (task, row["answer"])
 
 
 def test_no_other_scorer_of_reasoning_gym_evaluates_answers():
-    """A new version may: then its tasks belong into EVALUATED."""
+    """A new version may: then its tasks belong into EXPRESSIONS or LISTS."""
     folder = Path(str(reasoning_gym().__file__)).parent
     evaluating = re.compile(r"\beval\(\s*(?:user_)?answer|(?<!def )(?:sympy|sp)?\.?\bparse_expr\((?:user_)?answer")
     found = {file.stem for file in folder.rglob("*.py") if evaluating.search(file.read_text())}
-    assert found == set(EVALUATED)
+    assert found == {*EXPRESSIONS, *LISTS}
 
 
 def test_json_is_found_in_tags_and_fences_and_compared_by_fields():
@@ -109,16 +127,11 @@ def test_json_is_found_in_tags_and_fences_and_compared_by_fields():
     for text in (reference, f"Here it is:\n```json\n{reference}\n```", f"<answer>\n{reference}</answer>"):
         assert value("json_fields", text, reference) == 1
     assert value("json_fields", '{"name": "ann", "items": ["tea", 2], "paid": false, "more": 1}', reference) == 2 / 3
+    assert value("json_fields", '{"paid": 1}', '{"paid": true}') == 0
     assert value("json_fields", '["Ann"]', reference) == value("json_fields", "Ann", reference) == 0
     assert value("json_fields", reference, "Ann") is None
     assert value("json_schema", "[" * 100_000, schema={"type": "array"}) == 0
     assert value("json_schema", "null", schema={"type": "null"}) == 1
-
-
-def test_a_schema_may_stand_in_a_file(tmp_path: Path):
-    file = tmp_path / "schema.json"
-    file.write_text('{"type": "object", "required": ["total"]}')
-    assert value("json_schema", '{"total": 7}', schema=str(file)) == 1
 
 
 def test_names_and_code_are_no_spelling_mistakes():
@@ -140,7 +153,9 @@ def test_what_tells_too_little_about_a_language_does_not_count():
         ("language", {"language": "english"}, "'english' is none of "),
         ("regex", {"pattern": "("}, "is no regular expression"),
         ("json_schema", {"schema": {"type": "objekt"}}, "is no JSON schema"),
-        ("json_schema", {"schema": "nowhere.json"}, "is no JSON schema"),
+        ("json_schema", {"schema": "schema.json"}, "is no JSON schema"),
+        ("steps", {"target": 0}, "target=0 must be at least 1"),
+        ("repetition", {"words": 0}, "words=0 must be at least 1"),
         ("similarity", {"method": "nearest"}, "method='nearest' is none of ratio"),
         ("soft_overlong", {"buffer": 100}, "must be over 0 and at most maximum=99"),
         ("xml_tags", {"names": []}, "names is empty"),

@@ -2,10 +2,15 @@
 <parent> <argument> ...`. Knows vLLM's arguments and environment; does not know what is served or why.
 """
 
+import json
+import os
 import runpy
+import secrets
+import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from pathlib import Path
+from typing import TypeAlias
 
 from actors.engines.base import EngineOptions
 from actors.engines.vllm.environment import check_nf4, check_version
@@ -14,6 +19,36 @@ from rewards.process import bind_to_parent
 
 MODULE = "vllm.entrypoints.openai.api_server"
 BASE = "base"  # what requests call the model without an adapter
+KEY_VARIABLE = "VLLM_API_KEY"
+OPEN_PATHS = ("/health",)
+
+Message: TypeAlias = MutableMapping[str, object]
+Receive: TypeAlias = Callable[[], Awaitable[Message]]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
+Application: TypeAlias = Callable[[Message, Receive, Send], Awaitable[None]]
+
+
+class RequireKey:
+    """Refuses a request for any path but OPEN_PATHS without the key. vLLM's own check leaves out paths that answer
+    questions, such as /invocations.
+    """
+
+    def __init__(self, app: Application) -> None:
+        self._app = app
+        self._expected = f"Bearer {os.environ[KEY_VARIABLE]}".encode()
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan" or scope.get("path") in OPEN_PATHS or self._has_key(scope):
+            await self._app(scope, receive, send)
+            return
+        headers = [(b"content-type", b"application/json")]
+        await send({"type": "http.response.start", "status": 401, "headers": headers})
+        await send({"type": "http.response.body", "body": b'{"error": "Unauthorized"}'})
+
+    def _has_key(self, scope: Message) -> bool:
+        headers = scope.get("headers")
+        given = [value for name, value in headers if name == b"authorization"] if isinstance(headers, list) else []
+        return len(given) == 1 and secrets.compare_digest(given[0], self._expected)
 
 
 def server_command(
@@ -25,6 +60,7 @@ def server_command(
     adapters: Mapping[str, Path],
     rank: int,
     chat_template: Path | None,
+    template_variables: Mapping[str, object],
 ) -> list[str]:
     """The command of a server for the process `parent`.
 
@@ -48,7 +84,12 @@ def server_command(
         "tensor-parallel-size": options.tensor_parallel_size,
         "uvicorn-log-level": "warning",
         "chat-template": chat_template,
+        # Not the sampling settings that the model's own files suggest: those of the request, and no others.
+        "generation-config": "vllm",
+        "middleware": f"{__spec__.name}.{RequireKey.__name__}",
     }
+    if template_variables:
+        arguments |= {"default-chat-template-kwargs": json.dumps(dict(template_variables))}
     if options.quantization == "nf4":
         check_nf4(options.device)
         arguments |= {"quantization": "bitsandbytes", "load-format": "bitsandbytes"}
@@ -62,11 +103,11 @@ def server_command(
     named = [text for name, value in arguments.items() if value is not None for text in (f"--{name}", str(value))]
     modules = ["--lora-modules", *(f"{name}={folder}" for name, folder in adapters.items())] if adapters else []
     asked = [f"--{name}" for name, is_on in flags.items() if is_on]
-    return [sys.executable, "-m", __name__, str(parent), *named, *asked, *modules]
+    return [sys.executable, "-m", __spec__.name, str(parent), *named, *asked, *modules]
 
 
 def main() -> None:
-    bind_to_parent(int(sys.argv[1]))
+    bind_to_parent(int(sys.argv[1]), by=signal.SIGTERM)  # on which vLLM ends its engine's process, too
     sys.argv = [MODULE, *sys.argv[2:]]
     runpy.run_module(MODULE, run_name="__main__")
 

@@ -5,6 +5,9 @@ const OUTCOMES = {
   lost: 'right before, wrong after',
   right: 'right before and after',
   wrong: 'wrong before and after',
+  rose: 'more reward after than before',
+  fell: 'less reward after than before',
+  stayed: 'the same reward before and after',
 };
 // From here on a token is shaded fully.
 const FULL_NATS = 4, FULL_GAP = 0.1;
@@ -54,7 +57,7 @@ function rolloutViewer(steps, hasTokens) {
   }
   const byShading = tabs([
     ['logprobs', 'shade by log-probability'], ['gap', 'shade by the gap between engine and learner'], ['', 'plain'],
-  ], (name) => { shading = name; show(); });
+  ], (name) => { shading = name; box.querySelectorAll('.answer').forEach((answer) => answer.repaint()); });
   return [byStep, byShading, box];
 }
 
@@ -66,7 +69,9 @@ function groupOf(group, shading) {
       el('span', {dir: 'auto'}, safeText(group.question.slice(0, 160)))),
     el('p', {class: 'question-text', dir: 'auto'}, safeText(group.question)),
     group.reference ? el('p', {class: 'note'}, 'reference answer: ', safeText(group.reference)) : null,
-    group.answers.map((answer) => answerOf(answer, shading)));
+    group.answers.map((answer) => answerOf(answer, shading)),
+    group.answers.length < group.of_answers
+      ? el('p', {class: 'note'}, `${group.of_answers - group.answers.length} more answers are left out.`) : null);
 }
 
 function rewardMark(answer, low, high) {
@@ -83,8 +88,10 @@ function answerOf(answer, shading) {
     el('summary', {}, `sample ${answer.sample}: `,
       answer.error ? el('span', {class: 'bad'}, safeText(answer.error)) : `reward ${shortNumber(answer.reward)}`,
       el('span', {class: 'note'}, ` ${terms}; ${answer.tokens} tokens, ends by ${answer.finish_reason}${versions}`)));
+  const isBuilt = () => details.children.length > 1;
+  details.repaint = () => { if (isBuilt()) details.lastChild.replaceWith(textOf(answer, shading())); };
   details.addEventListener('toggle', () => {  // built when it is looked at
-    if (details.open && details.children.length === 1) details.append(textOf(answer, shading()));
+    if (details.open && !isBuilt()) details.append(textOf(answer, shading()));
   });
   return details;
 }

@@ -9,8 +9,9 @@ from conf.errors import disk_errors
 from epiphany.report.metrics import Row
 from epiphany.report.run_folder import Layout
 
-# How many questions are shown of each outcome, in this order.
-SHOWN = {"won": 24, "lost": 12, "right": 6, "wrong": 6}
+# How many questions are shown of each outcome, in this order: where answers are checked, and where only rewards tell.
+CHECKED = {"won": 24, "lost": 12, "right": 6, "wrong": 6}
+REWARDED = {"rose": 24, "fell": 12, "stayed": 12}
 MAX_TEXT = 8_000  # characters of one text
 
 
@@ -32,13 +33,16 @@ def side_by_side(folder: Layout, evaluations: Sequence[Row]) -> dict[str, object
     steps = [step for step in dict.fromkeys(steps) if _file(folder, step).is_file()]
     if len(steps) < 2:
         return None
-    middle = min(steps, key=lambda step: abs(step - steps[-1] / 2))
+    middle = min(steps, key=lambda step: abs(step - (steps[0] + steps[-1]) / 2))
     chosen = list(dict.fromkeys([steps[0], middle, steps[-1]]))
     tables = [_greedy(folder, step) for step in chosen]
-    outcomes: dict[str, list[int]] = {name: [] for name in SHOWN}
+    is_checked = any(row["lenient"] is not None for row in tables[-1].values())
+    shown = CHECKED if is_checked else REWARDED
+    outcomes: dict[str, list[int]] = {name: [] for name in shown}
     for ordinal, after in tables[-1].items():
-        if (before := tables[0].get(ordinal)) is not None:
-            outcomes[_outcome(before, after)].append(ordinal)
+        outcome = _outcome(tables[0].get(ordinal), after, key="lenient" if is_checked else "reward")
+        if outcome is not None:
+            outcomes[outcome].append(ordinal)
     questions = [
         {
             "outcome": name,
@@ -47,7 +51,7 @@ def side_by_side(folder: Layout, evaluations: Sequence[Row]) -> dict[str, object
             "answers": [_shown(table.get(ordinal)) for table in tables],
         }
         for name, ordinals in outcomes.items()
-        for ordinal in ordinals[: SHOWN[name]]
+        for ordinal in ordinals[: shown[name]]
     ]
     return {
         "steps": chosen,
@@ -66,16 +70,17 @@ def _greedy(folder: Layout, step: int) -> dict[int, Row]:
     return {row["ordinal"]: row for row in rows if row["temperature"] == 0 and row["sample"] == 0}
 
 
-def _score(row: Row) -> float:
-    """1 or 0 for right or wrong if answers are checked, else the reward; below all of them if it has no score."""
-    value = row["lenient"] if row["lenient"] is not None else row["reward"]
-    return float("-inf") if value is None else value
-
-
-def _outcome(before: Row, after: Row) -> str:
-    first, last = _score(before), _score(after)
-    if first != last:
-        return "won" if last > first else "lost"
+def _outcome(before: Row | None, after: Row, *, key: str) -> str | None:
+    """What became of a question, by whether its answer is right ("lenient") or by its reward; None where one of the two
+    answers was not asked for or could not be scored.
+    """
+    if before is None or before[key] is None or after[key] is None:
+        return None
+    first, last = before[key], after[key]
+    if key == "reward":
+        return "rose" if last > first else "fell" if last < first else "stayed"
+    if (first >= 1) != (last >= 1):
+        return "won" if last >= 1 else "lost"
     return "right" if last >= 1 else "wrong"
 
 

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from conf.schema import TermSettings
 from epiphany.report import metrics
-from epiphany.report.gaming import gamed_reward
+from epiphany.report.gaming import answer_terms, gamed_reward
 from epiphany.report.page.answers import side_by_side
 from epiphany.report.page.curves import SECTIONS, curves, seconds_by_part, warnings
 from epiphany.report.page.rollouts import rollouts
@@ -50,16 +51,19 @@ def _run(folder: Layout, name: str) -> metrics.Row:
         "name": name,
         "curves": curves(rows),
         "evaluations": evaluations,
-        "warnings": [*warnings(rows), *_of_evaluations(rows, evaluations)],
+        "warnings": [*warnings(rows), *_of_evaluations(rows, evaluations, stored.settings)],
         "seconds": seconds_by_part(rows, evaluations),
         "settings": flat(stored.settings),
         **started,
     }
 
 
-def _of_evaluations(rows: Sequence[metrics.Row], evaluations: Sequence[metrics.Row]) -> list[metrics.Row]:
+def _of_evaluations(
+    rows: Sequence[metrics.Row], evaluations: Sequence[metrics.Row], settings: metrics.Row
+) -> list[metrics.Row]:
     """The warning of a reward that is gamed, as those of steps."""
-    text = gamed_reward(rows, evaluations)
+    terms = [TermSettings(fn=term["fn"], name=term["name"]) for term in settings["reward"]["terms"]]
+    text = gamed_reward(rows, evaluations, checking=answer_terms(terms))
     if text is None:
         return []
     last = evaluations[-1]["step"]

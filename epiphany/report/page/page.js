@@ -2,6 +2,7 @@
 
 const COLORS = ['#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#8b6fd0', '#7a7a7a'];
 const MANY_STEPS = 30;
+const OTHERS = 'Everything else';
 
 // Buttons of which one is pressed; `select` is called with its key, first with the first one's.
 function tabs(entries, select) {
@@ -91,7 +92,7 @@ function curveSections(sections, runs) {
   const covered = (name) => known.some((key) => key === name || (key.endsWith('/*') && name.startsWith(key.slice(0, -1))));
   const others = [...new Set(runs.flatMap((run) => Object.keys(run.curves.values)))].filter((name) => !covered(name));
   const grids = Object.entries(sections).map(([title, entries]) => [title, entries, el('div', {class: 'charts'})]);
-  grids.push(['Everything else', Object.fromEntries(others.map((name) => [name, 'see docs/metrics.md'])),
+  grids.push([OTHERS, Object.fromEntries(others.map((name) => [name, 'see docs/metrics.md'])),
               el('div', {class: 'charts'})]);
   const draw = (isSmooth) => grids.forEach(([, entries, grid]) => grid.replaceChildren(
     ...curveCharts(entries, runs, isSmooth).filter((drawn) => drawn !== null)));
@@ -99,7 +100,7 @@ function curveSections(sections, runs) {
   const box = el('input', {type: 'checkbox', checked: hasMany, onchange: () => draw(box.checked)});
   draw(hasMany);
   return [el('label', {class: 'smooth'}, box, ' smooth the curves'),
-          ...grids.filter(([, , grid]) => grid.children.length).map(([title, , grid], i) => i < grids.length - 1
+          ...grids.filter(([, , grid]) => grid.children.length).map(([title, , grid]) => title !== OTHERS
             ? section(title, grid) : el('details', {class: 'part'}, el('summary', {}, title), grid))];
 }
 
@@ -149,7 +150,7 @@ function main() {
     content.answers ? section('The same questions, before and after', sideBySide(content.answers)) : '',
     ...curveSections(content.sections, runs),
     section('Where the time went', timeTable(runs), el('p', {class: 'note'},
-      'Seconds of all workers’ wall clock. Sampling and learning overlap where runtime.max_staleness is over 0.')),
+      'Sampling: of the worker that sampled longest. It and learning overlap where runtime.max_staleness is over 0.')),
     content.rollouts.length ? section('Rollouts', rolloutViewer(content.rollouts, content.has_tokens)) : '',
     section('Settings', settingsTable(runs)),
     section('Plan, machine and versions', plans(runs), table(['run', 'versions'], versions),

@@ -1,8 +1,10 @@
 """Rollouts to read: some groups of some steps with all their answers, token by token. Knows files and tokenizers."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from conf.errors import disk_errors
@@ -26,22 +28,35 @@ def rollouts(folder: Layout, tokenizer: "PreTrainedTokenizerBase | None") -> lis
     files = (
         [files[i] for i in dict.fromkeys(round(k * (len(files) - 1) / last) for k in range(last + 1))] if files else []
     )
-    with disk_errors(folder.path):
-        tables = [(int(file.stem.removeprefix("step-")), pq.read_table(file).to_pylist()) for file in files]
-    chosen = [(step, len({row["ordinal"] for row in rows}), _groups(rows)) for step, rows in tables]
-    count = sum(len(group) for _, _, groups in chosen for group in groups)
+    chosen = [_groups(folder, file) for file in files]
+    count = sum(min(len(group), MAX_ANSWERS) for groups in chosen for group in groups)
     most = min(MAX_TOKENS, ALL_TOKENS // max(1, count))
     return [
-        {"step": step, "of_groups": of_groups, "groups": [_group(group, tokenizer, most) for group in groups]}
-        for step, of_groups, groups in chosen
+        {
+            "step": int(file.stem.removeprefix("step-")),
+            "of_groups": _group_count(folder, file),
+            "groups": [_group(group, tokenizer, most) for group in groups],
+        }
+        for file, groups in zip(files, chosen, strict=True)
     ]
 
 
-def _groups(rows: Sequence[Row]) -> list[list[Row]]:
+def _group_count(folder: Layout, file: Path) -> int:
+    """How many groups a step has."""
+    with disk_errors(folder.path):
+        return len(pq.read_table(file, columns=["ordinal"]).column("ordinal").unique())
+
+
+def _groups(folder: Layout, file: Path) -> list[list[Row]]:
+    """The step's first groups, and no others of its rows."""
+    with disk_errors(folder.path):
+        table = pq.read_table(file)
+    ordinals = table.column("ordinal")
+    first = ordinals.unique().slice(0, MAX_GROUPS)
     groups: dict[int, list[Row]] = {}
-    for row in rows:
+    for row in table.filter(pc.is_in(ordinals, value_set=first)).to_pylist():  # type: ignore[attr-defined]
         groups.setdefault(row["ordinal"], []).append(row)
-    return [group[:MAX_ANSWERS] for group in list(groups.values())[:MAX_GROUPS]]
+    return list(groups.values())
 
 
 def _group(rows: Sequence[Row], tokenizer: "PreTrainedTokenizerBase | None", most: int) -> dict[str, object]:
@@ -51,7 +66,8 @@ def _group(rows: Sequence[Row], tokenizer: "PreTrainedTokenizerBase | None", mos
         "source": first["task"],
         "question": clipped(first["question"]),
         "reference": clipped(first["reference"] or ""),
-        "answers": [_answer(row, tokenizer, most) for row in rows],
+        "of_answers": len(rows),
+        "answers": [_answer(row, tokenizer, most) for row in rows[:MAX_ANSWERS]],
     }
 
 
@@ -95,7 +111,8 @@ def _by_token(row: Row, values: Sequence[float | None] | None) -> list[float | N
 
 
 def pieces_of(token_ids: Sequence[int], tokenizer: "PreTrainedTokenizerBase") -> list[str] | None:
-    """The text of each token; together they are the text of all. A character of several tokens is the last one's.
+    """The text of each token. A character of several tokens is the last one's; what is left of one at the end belongs
+    to the last token.
 
     None if the tokenizer is one of Python's, which cannot tell.
     """
@@ -104,5 +121,14 @@ def pieces_of(token_ids: Sequence[int], tokenizer: "PreTrainedTokenizerBase") ->
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return None
-    stream = DecodeStream(skip_special_tokens=False)
-    return [stream.step(backend, token_id) or "" for token_id in token_ids]
+    stream, pieces = DecodeStream(skip_special_tokens=False), []
+    for token_id in token_ids:
+        try:
+            pieces.append(stream.step(backend, token_id) or "")
+        except Exception:  # noqa: BLE001 - of its own kind, for bytes that are no text in any order
+            stream = DecodeStream(skip_special_tokens=False)
+            pieces.append(backend.decode([token_id], skip_special_tokens=False))
+    whole, said = backend.decode(list(token_ids), skip_special_tokens=False), "".join(pieces)
+    if pieces and whole.startswith(said):
+        pieces[-1] += whole[len(said) :]
+    return pieces
