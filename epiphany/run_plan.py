@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from actors.engines.base import EngineOptions
 from actors.engines.registry import choose_engine
-from actors.models.families import check_quantization, family_of
+from actors.models.families import ModelFamily, check_quantization, family_of
 from actors.models.loading import check_checkpoint, checkpoint_quantization, choose_dtype
 from actors.models.lora import adapter_layout
 from actors.models.source import ModelSource
@@ -21,11 +21,11 @@ from actors.types import AdapterLayout
 from conf.errors import UsageError
 from conf.schema import Settings
 from epiphany.adapters import lora_arguments
+from epiphany.memory_settings import asked_of, process_on_this_card, workload_of
 from epiphany.placement import threads_of
-from learner.algorithms.table import has_critic
 from learner.memory.advice import plan_memory
-from learner.memory.footprint import GIB, ROLES, ModelShape, Process, Way, Workload
-from learner.memory.plan import Asked, plan_without_gpu
+from learner.memory.footprint import ROLES, ModelShape, Way
+from learner.memory.plan import plan_without_gpu
 from learner.model.attention import NAME
 from learner.model.supported import check_attention, check_head
 
@@ -80,11 +80,23 @@ def choose_device(settings: Settings) -> Device:
     return Device(kind, threads_of(settings), choose_dtype(settings.model.dtype, kind))
 
 
-def plan_run(settings: Settings, source: ModelSource, *, roles: frozenset[str] = ROLES) -> RunPlan:
-    """What a process of this machine with these `roles` will do. Raises UsageError for what cannot run."""
-    device, model = choose_device(settings), settings.model
+@dataclass(frozen=True)
+class CheckedModel:
+    """A model that can run here, without weights, and what is planned with: its adapter, its sizes, what nf4 leaves."""
+
+    meta_model: PreTrainedModel
+    family: ModelFamily
+    quantization: str
+    kept: frozenset[str]
+    layout: AdapterLayout
+    shape: ModelShape
+
+
+def check_model(settings: Settings, source: ModelSource, *, dtype: str) -> CheckedModel:
+    """The model of the settings. Raises UsageError for what no engine or learner of ours computes."""
+    model = settings.model
     quantization = checkpoint_quantization(source, trust_remote_code=model.trust_remote_code) or model.quantization
-    meta_model = build_meta_model(source, dtype=device.dtype, trust_remote_code=model.trust_remote_code, attention=NAME)
+    meta_model = build_meta_model(source, dtype=dtype, trust_remote_code=model.trust_remote_code, attention=NAME)
     longest = settings.data.max_prompt_tokens + settings.sampling.max_tokens
     _check_positions(meta_model, longest, model.path)
     check_checkpoint(source, meta_model, trust_remote_code=model.trust_remote_code)
@@ -94,7 +106,14 @@ def plan_run(settings: Settings, source: ModelSource, *, roles: frozenset[str] =
     family = family_of(meta_model.config)
     check_quantization(family, quantization)
     layout = adapter_layout(meta_model, **lora_arguments(settings, family))
-    shape = ModelShape.of(meta_model, layout.size, kept)
+    return CheckedModel(meta_model, family, quantization, kept, layout, ModelShape.of(meta_model, layout.size, kept))
+
+
+def plan_run(settings: Settings, source: ModelSource, *, roles: frozenset[str] = ROLES) -> RunPlan:
+    """What a process of this machine with these `roles` will do. Raises UsageError for what cannot run."""
+    device = choose_device(settings)
+    checked = check_model(settings, source, dtype=device.dtype)
+    quantization, shape = checked.quantization, checked.shape
     if roles == {"rollout"}:
         shape = shape.shard(settings.engine.tensor_parallel_size)
     way, memory, allocator_bytes = _plan_memory(settings, device, shape, quantization=quantization, roles=roles)
@@ -102,7 +121,7 @@ def plan_run(settings: Settings, source: ModelSource, *, roles: frozenset[str] =
         settings.engine.name,
         device=device.kind,
         quantization=quantization,
-        family=family,
+        family=checked.family,
         tensor_parallel_size=settings.engine.tensor_parallel_size,
     )
     return RunPlan(
@@ -111,11 +130,13 @@ def plan_run(settings: Settings, source: ModelSource, *, roles: frozenset[str] =
         source=source,
         engine_name=engine_name,
         engine_reason=reason,
-        engine=_engine_options(settings, device, source, quantization=quantization, keep_16bit=sorted(kept), way=way),
-        layout=layout,
+        engine=_engine_options(
+            settings, device, source, quantization=quantization, keep_16bit=sorted(checked.kept), way=way
+        ),
+        layout=checked.layout,
         shape=shape,
         way=way,
-        meta_model=meta_model,
+        meta_model=checked.meta_model,
         memory=memory,
         allocator_bytes=allocator_bytes,
     )
@@ -142,38 +163,6 @@ def enable_expandable_segments() -> None:
     torch._C._accelerator_setAllocatorSettings(EXPANDABLE_SEGMENTS)
 
 
-def workload_of(settings: Settings, quantization: str) -> Workload:
-    """What memory depends on besides the model."""
-    algorithm = settings.algorithm
-    return Workload(
-        prompts_per_step=algorithm.prompts_per_step,
-        group_size=algorithm.group_size,
-        max_prompt_tokens=settings.data.max_prompt_tokens,
-        max_tokens=settings.sampling.max_tokens,
-        max_staleness=settings.runtime.max_staleness,
-        quantization=quantization,
-        optimizer=settings.learner.optimizer,
-        kv_cache_dtype=settings.engine.kv_cache_dtype,
-        has_critic=has_critic(algorithm.name),
-        has_entropy_bonus=algorithm.entropy_coefficient != 0,
-    )
-
-
-def asked_of(settings: Settings) -> Asked:
-    """What the user has fixed of how memory is used."""
-    engine, learner = settings.engine, settings.learner
-    return Asked(
-        max_num_seqs=engine.max_num_seqs,
-        max_num_batched_tokens=engine.max_num_batched_tokens,
-        kv_cache_bytes=None if engine.kv_cache_gib is None else int(engine.kv_cache_gib * GIB),
-        sleep_mode=engine.sleep_mode,
-        micro_batch_tokens=learner.micro_batch_tokens,
-        logit_chunk_tokens=learner.logit_chunk_tokens,
-        gradient_checkpointing=learner.gradient_checkpointing,
-        offload_activations=learner.offload_activations,
-    )
-
-
 def _plan_memory(
     settings: Settings, device: Device, shape: ModelShape, *, quantization: str, roles: frozenset[str]
 ) -> tuple[Way, list[str], int]:
@@ -182,11 +171,7 @@ def _plan_memory(
     if device.kind != "cuda":
         value_bytes = getattr(torch, device.dtype).itemsize
         return plan_without_gpu(asked, workload, shape, value_bytes=value_bytes), [], 0
-    free, total = torch.cuda.mem_get_info()
-    limit = settings.hardware.vram_gib
-    free = min(free, int(_share_of_gpu(settings, roles) * total))
-    budget = int(0.9 * free) if limit is None else min(int(limit * GIB), free)
-    process = Process(budget, shared=settings.engine.share_weights != "never", roles=roles)
+    process = process_on_this_card(settings, roles)
     plan = plan_memory(asked, workload, shape, process, lora_rank=settings.model.lora.rank)
     lines = plan.lines()
     if settings.model.dtype == "bfloat16" and device.dtype == "float16":
@@ -228,10 +213,3 @@ def _check_positions(model: PreTrainedModel, longest: int, path: str) -> None:
             f"data.max_prompt_tokens + sampling.max_tokens = {longest}: {path} has {positions} positions; lower one of "
             "them"
         )
-
-
-def _share_of_gpu(settings: Settings, roles: frozenset[str]) -> float:
-    """The share of one GPU that a process with these roles may use."""
-    runtime = settings.runtime
-    asked = [runtime.rollout_gpus] * ("rollout" in roles) + [runtime.learner_gpus] * ("learner" in roles)
-    return min([1.0, *(share for share in asked if share)])

@@ -10,7 +10,10 @@ from epiphany.quiet import quiet_libraries, quiet_transformers
 from epiphany.reward_check import check_reward
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
     from actors.models.source import ModelSource
+    from learner.memory.footprint import ModelShape, Process
 
 
 def show_plan(settings: Settings, note: Callable[[str], None]) -> None:
@@ -30,13 +33,20 @@ def show_plan(settings: Settings, note: Callable[[str], None]) -> None:
 
 def _plan_lines(settings: Settings, source: "ModelSource") -> list[str]:
     """What each process of a run would do on a machine like this one, and what is trained: lines for the user."""
+    import torch
+
+    if settings.hardware.device == "cuda" and settings.hardware.vram_gib is not None and not torch.cuda.is_available():
+        return _lines_of_another_card(settings, source, settings.hardware.vram_gib)
     from actors.models.lora import lora_arguments_of
+    from epiphany.memory_settings import process_on_this_card
     from epiphany.run_plan import plan_run
 
     runtime, algorithm, lora = settings.runtime, settings.algorithm, settings.model.lora
     if runtime.name == "local":
         plan = plan_run(settings, source)
         lines, way = plan.lines(), plan.way
+        if plan.device.kind == "cuda":
+            lines += _room(settings, plan.meta_model.config, plan.shape, process_on_this_card(settings))
     else:
         rollout = plan_run(settings, source, roles=frozenset({"rollout"}))
         plan = plan_run(settings, source, roles=frozenset({"learner"}))
@@ -56,3 +66,30 @@ def _plan_lines(settings: Settings, source: "ModelSource") -> list[str]:
         f"trains a LoRA adapter of rank {lora.rank} on {', '.join(lora_arguments_of(plan.layout)['target_modules'])}: "
         f"{plan.layout.size:,} numbers",
     ]
+
+
+def _lines_of_another_card(settings: Settings, source: "ModelSource", vram_gib: float) -> list[str]:
+    """What a run in one process would take of a card with this limit. Raises UsageError if it does not fit."""
+    from epiphany.memory_settings import asked_of, workload_of
+    from epiphany.run_plan import check_model
+    from learner.memory.advice import plan_memory
+    from learner.memory.footprint import GIB, Process
+
+    checked = check_model(settings, source, dtype="bfloat16")
+    process = Process(int(vram_gib * GIB), shared=settings.engine.share_weights != "never")
+    workload = workload_of(settings, checked.quantization)
+    plan = plan_memory(asked_of(settings), workload, checked.shape, process, lora_rank=settings.model.lora.rank)
+    return [
+        f"this machine has no GPU; on a card with a limit of {vram_gib:g} GiB:",
+        *plan.lines(),
+        *_room(settings, checked.meta_model.config, checked.shape, process),
+    ]
+
+
+def _room(settings: Settings, config: "PreTrainedConfig", shape: "ModelShape", process: "Process") -> list[str]:
+    from epiphany.memory_settings import asked_of, workload_of
+    from learner.memory.advice import room_lines
+
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    workload = workload_of(settings, settings.model.quantization)
+    return room_lines(asked_of(settings), workload, shape, process, positions=positions)

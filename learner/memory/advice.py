@@ -1,10 +1,14 @@
-"""What to say when no way to run fits: by how much, and which settings would make it fit."""
+"""What to say beside a plan: by how much a run does not fit, and which settings would make it fit; or how much room is
+left, and what more memory would buy.
+"""
 
 from dataclasses import replace
 
 from conf.errors import UsageError
-from learner.memory.footprint import GIB, ModelShape, Process, Workload
+from learner.memory.footprint import GIB, ModelShape, Process, Way, Workload
 from learner.memory.plan import Asked, MemoryPlan, first_that_fits
+
+LONGEST_KNOWN = 2**20  # tokens, of a model that does not say how many positions it has
 
 
 class MemoryPlanError(UsageError):
@@ -42,3 +46,52 @@ def plan_memory(asked: Asked, workload: Workload, shape: ModelShape, process: Pr
             ]
         )
     )
+
+
+def longest_answer(asked: Asked, workload: Workload, shape: ModelShape, process: Process, *, most: int) -> int:
+    """The largest sampling.max_tokens, up to `most`, with which the run fits in some way; 0 if none fits."""
+
+    def fits(tokens: int) -> bool:
+        plan, _ = first_that_fits(asked, replace(workload, max_tokens=tokens), shape, process)
+        return plan is not None
+
+    low, high = 0, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
+
+
+def room_lines(
+    asked: Asked, workload: Workload, shape: ModelShape, process: Process, *, positions: int | None
+) -> list[str]:
+    """How long answers may be in this budget, and what one GiB more would buy: for the user. `positions` are those of
+    the model, if it says how many.
+    """
+    most = (positions or LONGEST_KNOWN) - workload.max_prompt_tokens
+    more = replace(process, budget=process.budget + GIB)
+    longest, longer = (longest_answer(asked, workload, shape, of, most=most) for of in (process, more))
+    limit = ", all that the model has positions for" if longest == most and positions else ""
+    lines = [f"answers of up to {longest:,} tokens fit{limit}"]
+    now, then = (first_that_fits(asked, workload, shape, of)[0] for of in (process, more))
+    gains = [f"answers of up to {longer:,} tokens"] if longer > longest else []
+    if now is not None and then is not None:
+        gains += _gains(now.way, then.way)
+    lines.append(f"one GiB more would buy {' and '.join(gains)}" if gains else "one GiB more would buy nothing")
+    return lines
+
+
+def _gains(now: Way, then: Way) -> list[str]:
+    """What another way does faster."""
+    gains = []
+    if then.max_num_seqs > now.max_num_seqs:
+        gains.append(f"{then.max_num_seqs} sequences at a time instead of {now.max_num_seqs}")
+    if now.sleep_mode and not then.sleep_mode:
+        gains.append("an engine that need not sleep while the learner works")
+    if now.offload_activations and not then.offload_activations:
+        gains.append("activations that stay on the card")
+    elif now.gradient_checkpointing and not then.gradient_checkpointing:
+        gains.append("activations that need not be computed again")
+    if not gains and then.micro_batch_tokens > now.micro_batch_tokens:
+        gains.append(f"micro-batches of {then.micro_batch_tokens:,} tokens instead of {now.micro_batch_tokens:,}")
+    return gains

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.helpers.runs import launch, overrides
 
@@ -13,6 +14,14 @@ def test_a_plan_says_what_would_run_and_writes_nothing(tiny_model: Path, tmp_pat
     assert "4 steps of grpo, each 2 prompts x 4 completions of up to 6 tokens" in output
     assert "trains a LoRA adapter of rank 4 on" in output
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="plans for its own card")
+def test_a_plan_for_a_card_that_this_machine_has_not(tiny_model: Path, tmp_path: Path):
+    arguments = [one for one in overrides(tiny_model, tmp_path / "run", "task=plan") if one != "hardware=cpu"]
+    output = launch([*arguments, "hardware=8gb"])
+    assert "this machine has no GPU; on a card with a limit of 7.4 GiB:\nmemory plan: " in output
+    assert "answers of up to 512 tokens fit, all that the model has positions for" in output
 
 
 def test_a_plan_for_ray_is_one_for_each_kind_of_worker(tiny_model: Path, tmp_path: Path):

@@ -1,6 +1,7 @@
 """The memory plan: what it counts, what it chooses, and how it refuses."""
 
 import os
+import re
 from dataclasses import replace
 
 import pytest
@@ -13,10 +14,11 @@ from actors.models.loading import keep_language_model, model_class
 from benchmarks.family_models import LAYERS, family_config
 from conf.compose import load_settings
 from conf.schema import Settings
-from epiphany.run_plan import EXPANDABLE_SEGMENTS, asked_of, enable_expandable_segments, workload_of
-from learner.memory.advice import MemoryPlanError, plan_memory
+from epiphany.memory_settings import asked_of, workload_of
+from epiphany.run_plan import EXPANDABLE_SEGMENTS, enable_expandable_segments
+from learner.memory.advice import MemoryPlanError, longest_answer, plan_memory, room_lines
 from learner.memory.footprint import GIB, ROLES, ModelShape, Process
-from learner.memory.plan import MemoryPlan, plan_without_gpu
+from learner.memory.plan import MemoryPlan, first_that_fits, plan_without_gpu
 
 # Qwen2.5-1.5B and an adapter of rank 16 on all its linear layers.
 QWEN = ModelShape(
@@ -225,3 +227,34 @@ def test_one_long_completion_is_a_micro_batch():
     long = ("algorithm.prompts_per_step=1", "algorithm.group_size=2", "sampling.max_tokens=100_000")
     plan = plan_of(settings_of(*WORK, *long), gib=400)
     assert plan.way.micro_batch_tokens >= 100_128
+
+
+def room(gib: float, *more: str, positions: int | None = 32768) -> list[str]:
+    settings = load_settings(*WORK, *more)
+    workload, process = workload_of(settings, settings.model.quantization), Process(int(gib * GIB), True, ROLES)
+    return room_lines(asked_of(settings), workload, QWEN, process, positions=positions)
+
+
+def test_the_longest_answer_fits_and_one_token_more_does_not():
+    settings = load_settings(*WORK, "model.quantization=nf4")
+    asked, workload = asked_of(settings), workload_of(settings, "nf4")
+    process = Process(8 * GIB, True, ROLES)
+    longest = longest_answer(asked, workload, QWEN, process, most=10**6)
+    assert 1024 < longest < 10**6
+    for tokens, fits in ((longest, True), (longest + 1, False)):
+        plan, _ = first_that_fits(asked, replace(workload, max_tokens=tokens), QWEN, process)
+        assert (plan is not None) == fits
+    assert longest_answer(asked, workload, QWEN, Process(GIB, True, ROLES), most=10**6) == 0
+
+
+def test_what_more_memory_would_buy_is_said():
+    few, more = room(5, "model.quantization=nf4"), room(6, "model.quantization=nf4")
+    longest = [
+        int(re.findall(r"up to ([\d,]+) tokens", line)[0].replace(",", "")) for line in (few[0], few[1], more[0])
+    ]
+    assert longest[0] < longest[1] == longest[2]
+    assert room(200) == [
+        "answers of up to 32,640 tokens fit, all that the model has positions for",
+        "one GiB more would buy nothing",
+    ]
+    assert "sequences at a time instead of" in room(5, "algorithm.prompts_per_step=64", "model.quantization=nf4")[1]
