@@ -49,6 +49,7 @@ SHAPES = {
     "qwen2.5-3b": Shape(Qwen2Config, 151936, 2048, 11008, 36, 16, 2, True, {"rope_parameters": ROPE_1M}),
     "qwen2.5-7b": Shape(Qwen2Config, 152064, 3584, 18944, 28, 28, 4, False, {"rope_parameters": ROPE_1M}),
     "llama-3.1-8b": Shape(LlamaConfig, 128256, 4096, 14336, 32, 32, 8, False, {"rope_parameters": LLAMA3_ROPE}),
+    "llama-3.3-70b": Shape(LlamaConfig, 128256, 8192, 28672, 80, 64, 8, False, {"rope_parameters": LLAMA3_ROPE}),
     "phi-4": Shape(Phi3Config, 100352, 5120, 17920, 40, 40, 10, False, {"pad_token_id": 0}),
     "tiny": Shape(Qwen2Config, 512, 128, 256, 2, 4, 2, True),
 }
