@@ -17,6 +17,9 @@ from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
+from actors.engines.vllm import server as vllm_server
+from actors.engines.vllm.environment import set_environment
+from actors.engines.vllm.server import KEY_VARIABLE
 from actors.models.peft_folder import write_peft_folder
 from conf.errors import UsageError
 from conf.schema import Settings
@@ -50,8 +53,6 @@ def serve(settings: Settings, note: Callable[[str], None]) -> None:
     """Serve until a signal ends this process. Raises UsageError for what cannot be served; ServerFailed has the end of
     the server's log.
     """
-    from actors.engines.vllm.server import KEY_VARIABLE
-
     asked = settings.serve
     known_key = os.environ.get(KEY_VARIABLE)
     key = known_key or secrets.token_urlsafe(24)
@@ -76,9 +77,6 @@ def serve(settings: Settings, note: Callable[[str], None]) -> None:
 
 def _prepare(settings: Settings, scratch: Path, key: str, note: Callable[[str], None]) -> Server:
     """Everything that can be refused before the server starts; what it reads is in `scratch`."""
-    from actors.engines.vllm.environment import set_environment
-    from actors.engines.vllm.server import KEY_VARIABLE, server_command
-
     asked = settings.serve
     _check_port(asked.host, asked.port)
     if settings.model.keep_16bit and settings.model.quantization == "nf4":
@@ -101,7 +99,7 @@ def _prepare(settings: Settings, scratch: Path, key: str, note: Callable[[str], 
         template.write_text(str(tokenizer.chat_template))
     set_environment(device=plan.device.kind, threads=plan.device.threads)
     environment = {k: v for k, v in os.environ.items() if k != "VLLM_ENABLE_V1_MULTIPROCESSING"}
-    command = server_command(
+    command = vllm_server.server_command(
         plan.engine,
         parent=os.getpid(),
         host=asked.host,

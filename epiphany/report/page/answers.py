@@ -92,5 +92,4 @@ def _shown(row: Row | None) -> dict[str, object] | None:
         "right": row["lenient"],
         "reward": row["reward"],
         "error": row["error"],
-        "characters": len(row["completion"]),
     }

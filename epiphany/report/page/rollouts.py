@@ -23,40 +23,37 @@ DECIMALS = 4  # of a token's numbers
 
 def rollouts(folder: Layout, tokenizer: "PreTrainedTokenizerBase | None") -> list[dict[str, object]]:
     """The first groups of up to MAX_STEPS steps, evenly spread. Without a tokenizer, answers have no tokens."""
-    files = sorted(folder.completions.glob("step-*.parquet"))
-    last = max(1, min(MAX_STEPS, len(files)) - 1)
-    files = (
-        [files[i] for i in dict.fromkeys(round(k * (len(files) - 1) / last) for k in range(last + 1))] if files else []
-    )
-    chosen = [_groups(folder, file) for file in files]
-    count = sum(min(len(group), MAX_ANSWERS) for groups in chosen for group in groups)
+    files = _spread(sorted(folder.completions.glob("step-*.parquet")))
+    steps = [_groups(folder, file) for file in files]
+    count = sum(min(len(group), MAX_ANSWERS) for _, groups in steps for group in groups)
     most = min(MAX_TOKENS, ALL_TOKENS // max(1, count))
     return [
         {
             "step": int(file.stem.removeprefix("step-")),
-            "of_groups": _group_count(folder, file),
+            "of_groups": of_groups,
             "groups": [_group(group, tokenizer, most) for group in groups],
         }
-        for file, groups in zip(files, chosen, strict=True)
+        for file, (of_groups, groups) in zip(files, steps, strict=True)
     ]
 
 
-def _group_count(folder: Layout, file: Path) -> int:
-    """How many groups a step has."""
-    with disk_errors(folder.path):
-        return len(pq.read_table(file, columns=["ordinal"]).column("ordinal").unique())
+def _spread(files: Sequence[Path]) -> list[Path]:
+    """At most MAX_STEPS of the files, the first and the last among them."""
+    count = min(MAX_STEPS, len(files))
+    return [files[round(i * (len(files) - 1) / max(1, count - 1))] for i in range(count)]
 
 
-def _groups(folder: Layout, file: Path) -> list[list[Row]]:
-    """The step's first groups, and no others of its rows."""
+def _groups(folder: Layout, file: Path) -> tuple[int, list[list[Row]]]:
+    """How many groups a step has, and the rows of the first ones."""
     with disk_errors(folder.path):
         table = pq.read_table(file)
     ordinals = table.column("ordinal")
-    first = ordinals.unique().slice(0, MAX_GROUPS)
+    known = ordinals.unique()
+    chosen = pc.is_in(ordinals, value_set=known.slice(0, MAX_GROUPS))  # type: ignore[attr-defined]
     groups: dict[int, list[Row]] = {}
-    for row in table.filter(pc.is_in(ordinals, value_set=first)).to_pylist():  # type: ignore[attr-defined]
+    for row in table.filter(chosen).to_pylist():
         groups.setdefault(row["ordinal"], []).append(row)
-    return list(groups.values())
+    return len(known), list(groups.values())
 
 
 def _group(rows: Sequence[Row], tokenizer: "PreTrainedTokenizerBase | None", most: int) -> dict[str, object]:
@@ -85,8 +82,10 @@ def _answer(row: Row, tokenizer: "PreTrainedTokenizerBase | None", most: int) ->
     pieces = None if tokenizer is None else pieces_of(token_ids, tokenizer)
     if pieces is None:
         return {**answer, "text": clipped(row["text"])}
-    head = min(len(pieces), most * 3 // 4 if len(pieces) > most else most)
-    tail = len(pieces) - (most - head) if len(pieces) > most else len(pieces)
+    head = tail = len(pieces)
+    if len(pieces) > most:
+        head = most * 3 // 4
+        tail = len(pieces) - (most - head)
     sampled, policy = _by_token(row, row["behavior_logprobs"]), _by_token(row, row.get("policy_logprobs"))
     return {
         **answer,
