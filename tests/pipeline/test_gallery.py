@@ -58,7 +58,7 @@ def test_it_trains(name: str, tiny_model: Path, tmp_path: Path):
         "algorithm.group_size=4",
         "data.held_out=2",
         "data.max_prompt_tokens=900",
-        "sampling.max_tokens=8",
+        "sampling.max_tokens=64",
         "evaluation.samples=0",
     ]
     subprocess.run([*command, *small], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
