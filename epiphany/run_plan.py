@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from actors.engines.base import EngineOptions
 from actors.engines.registry import choose_engine
 from actors.models.families import ModelFamily, check_quantization, family_of
-from actors.models.loading import check_checkpoint, checkpoint_quantization, choose_dtype
+from actors.models.loading import check_checkpoint, checkpoint_quantization, choose_dtype, positions_of
 from actors.models.lora import adapter_layout
 from actors.models.source import ModelSource
 from actors.models.weight_sharing import build_meta_model, resolve_kept_modules
@@ -207,7 +207,7 @@ def _engine_options(
 
 
 def _check_positions(model: PreTrainedModel, longest: int, path: str) -> None:
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    positions = positions_of(model.config)
     if positions is not None and longest > positions:
         raise UsageError(
             f"data.max_prompt_tokens + sampling.max_tokens = {longest}: {path} has {positions} positions; lower one of "

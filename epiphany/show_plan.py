@@ -10,10 +10,7 @@ from epiphany.quiet import quiet_libraries, quiet_transformers
 from epiphany.reward_check import check_reward
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
-
     from actors.models.source import ModelSource
-    from learner.memory.footprint import ModelShape, Process
 
 
 def show_plan(settings: Settings, note: Callable[[str], None]) -> None:
@@ -37,16 +34,21 @@ def _plan_lines(settings: Settings, source: "ModelSource") -> list[str]:
 
     if settings.hardware.device == "cuda" and settings.hardware.vram_gib is not None and not torch.cuda.is_available():
         return _lines_of_another_card(settings, source, settings.hardware.vram_gib)
+    from actors.models.loading import positions_of
     from actors.models.lora import lora_arguments_of
-    from epiphany.memory_settings import process_on_this_card
+    from epiphany.memory_settings import asked_of, process_on_this_card, workload_of
     from epiphany.run_plan import plan_run
+    from learner.memory.advice import room_lines
 
     runtime, algorithm, lora = settings.runtime, settings.algorithm, settings.model.lora
     if runtime.name == "local":
         plan = plan_run(settings, source)
         lines, way = plan.lines(), plan.way
         if plan.device.kind == "cuda":
-            lines += _room(settings, plan.meta_model.config, plan.shape, process_on_this_card(settings))
+            workload = workload_of(settings, plan.engine.quantization)
+            positions = positions_of(plan.meta_model.config)
+            process = process_on_this_card(settings)
+            lines += room_lines(asked_of(settings), workload, plan.shape, process, positions=positions)
     else:
         rollout = plan_run(settings, source, roles=frozenset({"rollout"}))
         plan = plan_run(settings, source, roles=frozenset({"learner"}))
@@ -70,26 +72,18 @@ def _plan_lines(settings: Settings, source: "ModelSource") -> list[str]:
 
 def _lines_of_another_card(settings: Settings, source: "ModelSource", vram_gib: float) -> list[str]:
     """What a run in one process would take of a card with this limit. Raises UsageError if it does not fit."""
+    from actors.models.loading import positions_of
     from epiphany.memory_settings import asked_of, workload_of
     from epiphany.run_plan import check_model
-    from learner.memory.advice import plan_memory
+    from learner.memory.advice import plan_memory, room_lines
     from learner.memory.footprint import GIB, Process
 
     checked = check_model(settings, source, dtype="bfloat16")
     process = Process(int(vram_gib * GIB), shared=settings.engine.share_weights != "never")
-    workload = workload_of(settings, checked.quantization)
-    plan = plan_memory(asked_of(settings), workload, checked.shape, process, lora_rank=settings.model.lora.rank)
+    asked, workload = asked_of(settings), workload_of(settings, checked.quantization)
+    plan = plan_memory(asked, workload, checked.shape, process, lora_rank=settings.model.lora.rank)
     return [
         f"this machine has no GPU; on a card with a limit of {vram_gib:g} GiB:",
         *plan.lines(),
-        *_room(settings, checked.meta_model.config, checked.shape, process),
+        *room_lines(asked, workload, checked.shape, process, positions=positions_of(checked.meta_model.config)),
     ]
-
-
-def _room(settings: Settings, config: "PreTrainedConfig", shape: "ModelShape", process: "Process") -> list[str]:
-    from epiphany.memory_settings import asked_of, workload_of
-    from learner.memory.advice import room_lines
-
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-    workload = workload_of(settings, settings.model.quantization)
-    return room_lines(asked_of(settings), workload, shape, process, positions=positions)

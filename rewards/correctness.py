@@ -75,7 +75,7 @@ def final_answer(text: str) -> str | None:
     number = last_number(text) if marked is None else plain_number(marked)
     if number is not None:
         return f"{number.normalize():f}"
-    return None if marked is None else _folded(marked)
+    return None if marked is None else folded(marked)
 
 
 def numeric(sample: Sample, *, strict: bool = False) -> float | None:
@@ -125,8 +125,8 @@ def exact(sample: Sample, *, strict: bool = False) -> float | None:
     if strict:
         return float(sample.completion.strip() in [answer.strip() for answer in sample.answers])
     marked = marked_answer(sample.completion)
-    text = _folded(sample.completion if marked is None else marked)
-    return float(text in [_folded(answer) for answer in sample.answers])
+    text = folded(sample.completion if marked is None else marked)
+    return float(text in [folded(answer) for answer in sample.answers])
 
 
 def choice(sample: Sample, *, strict: bool = False) -> float | None:
@@ -153,7 +153,8 @@ def _options(text: str) -> list[str]:
     return AS_OPTION.findall(text) or ALONE.findall(text)
 
 
-def _folded(text: str) -> str:
+def folded(text: str) -> str:
+    """The text without case, and with single spaces."""
     return " ".join(text.casefold().split())
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
-from rewards.correctness import marked_answer
+from rewards.correctness import folded, marked_answer
 from rewards.sample import Sample
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def _folded(value: object) -> object:
     if isinstance(value, bool):
         return str(value), "bool"
     if isinstance(value, str):
-        return " ".join(value.casefold().split())
+        return folded(value)
     if isinstance(value, dict):
         return {key: _folded(of_key) for key, of_key in value.items()}
     return [_folded(element) for element in value] if isinstance(value, list) else value

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from rewards.correctness import marked_answer
+from rewards.correctness import folded, marked_answer
 from rewards.sample import Sample
 
 if TYPE_CHECKING:
@@ -90,9 +90,5 @@ def similarity(sample: Sample, *, method: str = "ratio") -> float | None:
 
     compare: Callable[[str, str], float] = getattr(fuzz, method)
     marked = marked_answer(sample.completion)
-    text = _folded(sample.completion if marked is None else marked)
-    return max((compare(text, _folded(answer)) / 100 for answer in sample.answers), default=None)
-
-
-def _folded(text: str) -> str:
-    return " ".join(text.casefold().split())
+    text = folded(sample.completion if marked is None else marked)
+    return max((compare(text, folded(answer)) / 100 for answer in sample.answers), default=None)

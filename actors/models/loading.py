@@ -17,6 +17,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     BitsAndBytesConfig,
+    PreTrainedConfig,
     PretrainedConfig,
     PreTrainedModel,
 )
@@ -45,6 +46,11 @@ def choose_dtype(name: str, device: str) -> str:
     if name == "bfloat16" and device == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         return "float16"
     return name
+
+
+def positions_of(config: PreTrainedConfig) -> int | None:
+    """How many tokens a model has positions for; None if it does not say."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
 def checkpoint_quantization(source: ModelSource, *, trust_remote_code: bool) -> str | None:

@@ -31,7 +31,7 @@ from epiphany.use.model import Load, answer_sampling, describe, open_model
 HUB = "hub:"
 PROOF_TOKENS = 64  # of each answer that are compared
 LLAMA_CPP_PROOF_TOKENS = 16  # llama.cpp computes one token at a time, on the CPU
-GGUF = "model.gguf"
+GGUF, GGUF_FORMATS = "model.gguf", ("gguf", "ollama")
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Work:
 
     @property
     def is_gguf(self) -> bool:
-        return self.settings.export.format in ("gguf", "ollama")
+        return self.settings.export.format in GGUF_FORMATS
 
     @property
     def kind(self) -> str:
@@ -99,7 +99,7 @@ def _prepare(settings: Settings) -> Work:
     target = _target(settings)
     if target.exists():
         raise ExportError(f"export.to={target} is there already; name another folder")
-    is_gguf = asked.format in ("gguf", "ollama")
+    is_gguf = asked.format in GGUF_FORMATS
     if is_gguf:
         check_gguf(asked.llama_cpp, asked.gguf_type)
         check_llama_cpp()

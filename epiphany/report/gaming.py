@@ -1,17 +1,16 @@
 """A reward that is earned without answering better: what evaluations see and no single step does. Plain Python."""
 
 from collections.abc import Collection, Sequence
-from statistics import fmean
 
 from conf.schema import TermSettings
 from conf.validate import named_terms
 from epiphany.report import metrics
+from epiphany.report.diagnosis import RECENT, Means
 from epiphany.report.evaluation import one_line
 from epiphany.report.metrics import Row
 from epiphany.report.run_folder import Layout
 from rewards.registry import REGISTRY
 
-STEPS = 5  # at either end, whose means are compared
 RISE = 0.1  # of a term, that counts
 
 
@@ -39,15 +38,13 @@ def gamed_reward(rows: Sequence[Row], evaluations: Sequence[Row], *, checking: C
     of_reward = [record for record in evaluations if record["reward"] == evaluations[-1]["reward"]]
     rows = [row for row in rows if row["step"] > of_reward[0]["step"]]
     before, now = of_reward[0]["greedy"]["lenient"], of_reward[-1]["greedy"]["lenient"]
-    if len(of_reward) < 2 or len(rows) < 2 * STEPS or before is None or now is None or now > before or now >= 1:
+    if len(of_reward) < 2 or len(rows) < 2 * RECENT or before is None or now is None or now > before or now >= 1:
         return None
+    first, last = (Means([row["reward_terms"] for row in part]) for part in (rows[:RECENT], rows[-RECENT:]))
     risen = [
         f"{name} rose from {low:.2f} to {high:.2f}"
         for name in rows[0]["reward_terms"]
-        if name not in checking
-        and (low := _mean(rows[:STEPS], name)) is not None
-        and (high := _mean(rows[-STEPS:], name)) is not None
-        and high - low >= RISE
+        if name not in checking and (high := last[name]) - (low := first[name]) >= RISE
     ]
     if not risen:
         return None
@@ -57,8 +54,3 @@ def gamed_reward(rows: Sequence[Row], evaluations: Sequence[Row], *, checking: C
         "report, and lower the weights of these terms in reward.terms; if it is the form of answers that is being "
         "learned, train on and look again"
     )
-
-
-def _mean(rows: Sequence[Row], name: str) -> float | None:
-    values = [row["reward_terms"][name] for row in rows if row["reward_terms"].get(name) is not None]
-    return fmean(values) if values else None

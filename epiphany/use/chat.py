@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 
 from actors.data.rendering import Rendering
 from actors.engines.stop_strings import StopStrings
+from actors.models.loading import load_config, positions_of
 from actors.types import Adapter, Request, Sampling
 from conf.errors import UsageError
 from conf.schema import Settings
 from epiphany.rows import system_prompt_of
 from epiphany.run_data import evaluation_rendering, load_model_source
-from epiphany.use.model import Load, ModelInUse, answer_sampling, describe, open_model, positions_of
+from epiphany.use.model import Load, ModelInUse, answer_sampling, describe, open_model
 
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # of a character whose other bytes are still to come
 HELP = "/new begins another conversation, /quit or the end of the input ends this one"
@@ -101,7 +102,8 @@ def open_conversation(settings: Settings, note: Callable[[str], None], *, closin
     if asked.compare and settings.model.adapter is None:
         raise UsageError("chat.compare=true: there is no adapter to compare the base model with")
     source, tokenizer = load_model_source(settings)
-    positions = positions_of(settings, source) or asked.context_tokens + asked.max_tokens
+    config = load_config(source, trust_remote_code=settings.model.trust_remote_code)
+    positions = positions_of(config) or asked.context_tokens + asked.max_tokens
     context = min(asked.context_tokens, positions - asked.max_tokens)
     if context < 1:
         raise UsageError(f"chat.max_tokens={asked.max_tokens}: the model has {positions} positions; choose fewer")

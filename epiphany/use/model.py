@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from transformers import PreTrainedTokenizerBase
 
 from actors.engines.base import Engine
-from actors.models.loading import load_config
 from actors.models.source import ModelSource
 from actors.types import Adapter, Sampling
 from conf.schema import Settings
@@ -66,12 +65,6 @@ def open_model(
     if adapter is not None:
         engine.load_adapter(adapter)
     return ModelInUse(engine, tokenizer, adapter, no_adapter(plan.layout))
-
-
-def positions_of(settings: Settings, source: ModelSource) -> int | None:
-    """How many tokens the model has positions for; None if it does not say."""
-    config = load_config(source, trust_remote_code=settings.model.trust_remote_code).get_text_config()
-    return getattr(config, "max_position_embeddings", None)
 
 
 def answer_sampling(settings: Settings, *, temperature: float, max_tokens: int | None) -> Sampling:

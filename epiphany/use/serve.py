@@ -20,6 +20,7 @@ from typing import TextIO
 from actors.engines.vllm import server as vllm_server
 from actors.engines.vllm.environment import set_environment
 from actors.engines.vllm.server import KEY_VARIABLE
+from actors.models.loading import load_config, positions_of
 from actors.models.peft_folder import write_peft_folder
 from conf.errors import UsageError
 from conf.schema import Settings
@@ -27,7 +28,7 @@ from epiphany.adapters import stored_adapter
 from epiphany.rows import system_prompt_of
 from epiphany.run_data import evaluation_rendering, load_model_source
 from epiphany.run_plan import plan_run
-from epiphany.use.model import Load, describe, positions_of, sized
+from epiphany.use.model import Load, describe, sized
 
 ADAPTER = "adapter"  # what requests call the model with its adapter
 REQUESTS = 8  # at a time, on a machine for which engine.max_num_seqs says nothing else
@@ -82,7 +83,8 @@ def _prepare(settings: Settings, scratch: Path, key: str, note: Callable[[str], 
     if settings.model.keep_16bit and settings.model.quantization == "nf4":
         raise UsageError("model.keep_16bit: vLLM's server cannot leave modules in 16 bits beside nf4; use bf16")
     source, tokenizer = load_model_source(settings)
-    context = min(asked.context_tokens, positions_of(settings, source) or asked.context_tokens)
+    config = load_config(source, trust_remote_code=settings.model.trust_remote_code)
+    context = min(asked.context_tokens, positions_of(config) or asked.context_tokens)
     load = Load(REQUESTS, context // 2, context - context // 2)
     plan = plan_run(sized(settings, load), source, roles=frozenset({"rollout"}))
     for line in plan.lines():

@@ -23,10 +23,11 @@ def content_of(folder: Layout, others: Sequence[Layout], *, tokenizer: "PreTrain
     Raises RunFolderError for a folder that holds no run.
     """
     names = _names([folder, *others])
+    runs = [_run(of_run, name) for of_run, name in zip([folder, *others], names, strict=True)]
     return {
         "sections": SECTIONS,
-        "runs": [_run(of_run, name) for of_run, name in zip([folder, *others], names, strict=True)],
-        "answers": side_by_side(folder, metrics.read(folder.evaluations)),
+        "runs": runs,
+        "answers": side_by_side(folder, runs[0]["evaluations"]),
         "rollouts": rollouts(folder, tokenizer),
         "has_tokens": tokenizer is not None,
     }
