@@ -6,8 +6,9 @@ and are never fetched here, but for evaluation. Knows the runtime's protocols; k
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias, TypedDict
+from typing import TypeAlias
 
+from actors.counters import Sampled, WorkerCounters
 from actors.replay.admission import Admission
 from actors.replay.queue import Replay
 from actors.reward import RewardWorker
@@ -39,28 +40,13 @@ class Stage:
 Path: TypeAlias = Generator[Stage, Future, Admission | Group]
 
 
-class WorkerCounters(TypedDict, total=False):
-    """What a worker has done: groups that are `in_flight` at it and its `restarts`.
-
-    Rollout workers also have the adapter's `version`, and `tokens_per_second` in the `seconds` of sampling since the
-    counters were last taken.
-    """
-
-    in_flight: int
-    restarts: int
-    version: int | None
-    tokens_per_second: float
-    seconds: float
-
-
 @dataclass
 class _Rollout:
     """What the pipeline knows of one rollout worker."""
 
     run: Future[RunProgress] | None = None
     version: int | None = None
-    tokens: int = 0
-    seconds: float = 0.0
+    sampled: Sampled = field(default_factory=Sampled)
 
 
 @dataclass
@@ -176,9 +162,8 @@ class Pipeline:
             line: WorkerCounters = {"in_flight": len(self._waiting.get(slot, ())), "restarts": slot.restarts}
             if slot.kind == "rollout":
                 rollout = self._rollout(slot)
-                rate = rollout.tokens / rollout.seconds if rollout.seconds else 0.0
-                line |= {"version": rollout.version, "tokens_per_second": rate, "seconds": rollout.seconds}
-                rollout.tokens, rollout.seconds = 0, 0.0
+                line |= {"version": rollout.version, **rollout.sampled.counters()}
+                rollout.sampled = Sampled()
             counters[slot.name] = line
         return counters
 
@@ -216,8 +201,7 @@ class Pipeline:
         rollout = self._rollout(slot)
         rollout.run = None
         progress = future.result()
-        rollout.tokens += progress.tokens
-        rollout.seconds += progress.seconds
+        rollout.sampled.add(progress)
         for key in progress.finished:
             self._on_done(slot, key, slot.submit(RolloutWorker.pop_group, key))
 

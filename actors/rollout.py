@@ -22,13 +22,14 @@ class _InFlight:
 
 @dataclass(frozen=True)
 class RunProgress:
-    """What a run of the engine brought: the keys of finished groups, and how many tokens it sampled in how many
-    seconds.
+    """What a run of the engine brought: the keys of finished groups, how many tokens it sampled in how many seconds,
+    and how often a sequence had to wait for room in the cache.
     """
 
     finished: list[tuple[Purpose, int]]
     tokens: int
     seconds: float
+    preemptions: int
 
 
 class RolloutWorker:
@@ -67,14 +68,15 @@ class RolloutWorker:
 
         Adapters are loaded between two runs.
         """
-        start, tokens = time.monotonic(), 0
+        start, tokens, preemptions = time.monotonic(), 0, self._engine.preemptions
         finished: list[tuple[Purpose, int]] = []
         while self._engine.unfinished and len(finished) < groups and time.monotonic() - start < seconds:
             completed, sampled = self._step()
             self._finished |= {group.prompt.key: group for group in completed}
             finished += [group.prompt.key for group in completed]
             tokens += sampled
-        return RunProgress(finished, tokens, time.monotonic() - start)
+        waited = self._engine.preemptions - preemptions
+        return RunProgress(finished, tokens, time.monotonic() - start, waited)
 
     def pop_group(self, key: tuple[Purpose, int]) -> Group:
         """Return, once, a group that a run has reported as finished."""

@@ -37,9 +37,7 @@ def cost(names: list[str], case: str, overrides: list[str]) -> None:
     grpo: dict[str, float] = {}
     for name in names:
         algorithm = replace(load_settings(f"algorithm={name}").algorithm, **batch)
-        learner = assemble_learner(
-            replace(settings, algorithm=algorithm), planned.policy, micro_batch_tokens=plan.way.micro_batch_tokens
-        )
+        learner = assemble_learner(replace(settings, algorithm=algorithm), planned.policy, plan.way)
         stats = learner.step(table)
         if ON_GPU:
             torch.cuda.empty_cache()

@@ -10,12 +10,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-import torch
-
 from actors.engines.base import EngineOptions
+from actors.engines.vllm.adapter_slot import LORA_ID, LORA_NAME, NO_PATH, AdapterSlot, slot_rank
 from actors.engines.vllm.engine import VllmEngine
 from actors.engines.vllm.environment import set_environment
-from actors.engines.vllm.internals import LORA_ID, LORA_NAME, NO_PATH, AdapterSlot, driver_worker, slot_rank
+from actors.engines.vllm.internals import driver_worker
 from actors.engines.vllm.start import device_arguments
 from actors.models.lora import lora_arguments_of
 from actors.types import Adapter, Request, Sampling
@@ -162,7 +161,6 @@ class DecodeBench:
                 embedding += size
             has_head |= "lm_head" in path and size > 0 and "embed_tokens" not in path
             total += size
-            absmax = getattr(module, "nf4_absmax", None)
-            if isinstance(absmax, torch.Tensor) and "base_layer" in path:
-                total += absmax.numel() * absmax.element_size()
+            if "base_layer" in path:
+                total += sum(scales.nbytes for scales in getattr(module, "nf4_scales", []))
         return total - (embedding if has_head else 0)

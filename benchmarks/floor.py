@@ -40,13 +40,17 @@ def rollout_work(settings: Settings, plan: RunPlan, *, prompt_tokens: int) -> tu
     return steps * (weights + cache), steps * (flop + attention)
 
 
-def learner_flop(plan: RunPlan, stats: StepStats) -> float:
-    """FLOP of a gradient over the tokens of `stats`.
+def learner_flop(plan: RunPlan, stats: StepStats, settings: Settings, *, prompt_tokens: int) -> float:
+    """FLOP of a gradient over the tokens of `stats`, of answers at full length.
 
     Forward and the gradient of activations (the weights are frozen), the adapter's own gradient, a second forward pass
-    where activations are computed again, logits and the gradient that is made with them. Attention is left out.
+    where activations are computed again, logits and the gradient that is made with them. Attention: a product of each
+    query with half of the keys in its sequence and one with their values, and twice as much in backward.
     """
-    shape = plan.shape
-    recomputed = 2 * shape.linear if plan.way.gradient_checkpointing else 0
-    per_token = 4 * shape.linear + recomputed + 6 * shape.lora
-    return stats.stream_tokens * per_token + stats.trained_tokens * 4 * shape.vocabulary * shape.hidden
+    shape, passes = plan.shape, 3 if plan.way.gradient_checkpointing else 2
+    per_token = 2 * passes * shape.linear + 6 * shape.lora
+    tokens = settings.sampling.max_tokens
+    pairs = prompt_tokens**2 / 2 + settings.algorithm.group_size * tokens * (prompt_tokens + tokens / 2)
+    attention = 4 * shape.queries * shape.layers * settings.algorithm.prompts_per_step * pairs * (passes + 1)
+    logits = 4 * shape.vocabulary * shape.hidden
+    return stats.stream_tokens * per_token + stats.trained_tokens * logits + attention

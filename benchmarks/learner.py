@@ -12,12 +12,14 @@ import torch
 
 from benchmarks.common import ON_GPU, build_learner, report, seconds
 from benchmarks.floor import learner_flop, matrix_rate
-from benchmarks.work import CASES, random_rollouts, work_settings
+from benchmarks.work import CASES, PROMPT_TOKENS, random_rollouts, work_settings
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("case", nargs="?", default="w", choices=list(CASES))
+    parser.add_argument("--warm", type=int, default=2, help="steps before those that count, after a first one")
+    parser.add_argument("--repeats", type=int, default=6, help="steps that count")
     arguments, overrides = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as folder:
         settings = work_settings(arguments.case, Path(folder), "engine.share_weights=never", *overrides)
@@ -26,8 +28,9 @@ def main() -> None:
     stats = learner.step(table)
     if ON_GPU:
         torch.cuda.reset_peak_memory_stats()
-    took = seconds(lambda: learner.step(table))
-    flop, rate = learner_flop(plan, stats), matrix_rate(learner.policy.dtype)
+    took = seconds(lambda: learner.step(table), warm=arguments.warm, repeats=arguments.repeats)
+    flop = learner_flop(plan, stats, settings, prompt_tokens=PROMPT_TOKENS)
+    rate = matrix_rate(learner.policy.dtype)
     report(
         benchmark="learner",
         case=arguments.case,

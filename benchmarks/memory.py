@@ -6,10 +6,12 @@ counts, `outside` what of it torch does not: context, libraries, graphs. Needs a
 
 import argparse
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+import psutil
 import torch
 
 from actors.types import Sampling
@@ -27,20 +29,27 @@ class Stages:
         self._case = case
         self._overrides = overrides
         self._before = before
+        self.planned_gib: float | None = None
         self._sampler = MemorySampler()
 
-    def run(self, name: str, action: Callable[[], T], *, unmapped: float = 0.0) -> T:
-        """What `action` returns. `unmapped`: GiB that torch still counts as its own and the driver does not."""
+    def run(self, name: str, action: Callable[[], T], *, unmapped: float = 0.0, **more: object) -> T:
+        """What `action` returns; `more` is reported, too. `unmapped`: GiB that torch still counts as its own and the
+        driver does not.
+        """
         torch.cuda.reset_peak_memory_stats()
-        since = len(self._sampler.samples)
+        since, start = len(self._sampler.samples), time.perf_counter()
         result = action()
         torch.cuda.synchronize()
+        seconds = time.perf_counter() - start
         process, reserved = gib_in_use() - self._before, torch.cuda.memory_reserved() / GIB - unmapped
         report(
             benchmark="memory",
             case=self._case,
             overrides=self._overrides,
             stage=name,
+            planned_gib=self.planned_gib,
+            seconds=seconds,
+            **more,
             process_gib=process,
             process_gib_highest=max((gib for _, gib in self._sampler.samples[since:]), default=0.0) - self._before,
             outside_gib=process - reserved,
@@ -58,6 +67,8 @@ class Stages:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("case", nargs="?", default="w", choices=list(CASES))
+    parser.add_argument("--sampled", type=int, default=2**30, help="tokens of an answer that are sampled at most")
+    parser.add_argument("--steps", type=int, default=2)
     arguments, overrides = parser.parse_known_args()
     before = gib_in_use_by_others()
     with tempfile.TemporaryDirectory() as folder:
@@ -67,14 +78,19 @@ def main() -> None:
         workers = stages.run("workers", lambda: build_workers(settings))
         plan, engine, learner = workers.plan, workers.engine, workers.learner
         print("\n".join(plan.lines()), flush=True)
+        stages.planned_gib = plan.card.total / GIB if plan.card else None
+        free = psutil.virtual_memory().available / GIB
+        print(f"{free:.1f} GiB of the host's memory are free", flush=True)
         table = random_rollouts(settings, plan.shape.vocabulary)
-        sampling = Sampling(settings.sampling.temperature, settings.sampling.max_tokens)
+        tokens = min(settings.sampling.max_tokens, arguments.sampled)
+        sampling = Sampling(settings.sampling.temperature, tokens)
         prompts = prompts_of(table)
         unmapped = plan.way.kv_cache_bytes / GIB if plan.way.sleep_mode else 0.0
-        for step in (1, 2):
-            stages.run(f"rollout {step}", lambda: sample_all(engine, prompts, sampling))
+        for step in range(1, 1 + arguments.steps):
+            stages.run(f"rollout {step}", lambda: sample_all(engine, prompts, sampling), tokens=tokens * len(prompts))
             engine.sleep()
-            stages.run(f"learner {step}", lambda: learner.step(table), unmapped=unmapped)
+            stats = stages.run(f"learner {step}", lambda: learner.step(table), unmapped=unmapped)
+            print(f"{stats.stream_tokens} tokens", flush=True)
             stages.run(f"wake {step}", engine.wake)
             stages.run(f"update {step}", lambda: engine.load_adapter(learner.adapter()))
         stages.finish()

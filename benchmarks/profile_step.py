@@ -53,7 +53,7 @@ def main() -> None:
         torch.cuda.set_per_process_memory_fraction(1.0)  # the run's limit is not the card's
     matrix, memory = matrix_rate(learner.policy.dtype), memory_rate()
     rollout_bytes, rollout_flop = rollout_work(settings, plan, prompt_tokens=PROMPT_TOKENS)
-    step_flop = learner_flop(plan, stats)
+    step_flop = learner_flop(plan, stats, settings, prompt_tokens=PROMPT_TOKENS)
     report(
         benchmark="profile_step",
         case=arguments.case,

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from actors.pipeline import WorkerCounters
+from actors.counters import WorkerCounters
 from actors.replay.schema import to_batch
 from actors.types import Group, Prompt, Score, Trajectory, Turn, VersionSpan
 from benchmarks.common import report

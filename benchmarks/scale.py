@@ -42,6 +42,10 @@ class WaitingEngine:
     def unfinished(self) -> int:
         return len(self._requests)
 
+    @property
+    def preemptions(self) -> int:
+        return 0
+
     def submit(self, requests: Sequence[Request]) -> None:
         self._requests += requests
 

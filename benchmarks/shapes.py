@@ -25,6 +25,7 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }
+POSITIONS = 131072
 ROPE_1M = {"rope_type": "default", "rope_theta": 1e6}
 
 
@@ -67,7 +68,7 @@ def shape_config(name: str) -> PreTrainedConfig:
         num_attention_heads=shape.heads,
         num_key_value_heads=shape.key_value_heads,
         tie_word_embeddings=shape.tied,
-        max_position_embeddings=16384,
+        max_position_embeddings=POSITIONS,
         bos_token_id=None,
         eos_token_id=None,
         **shape.more,

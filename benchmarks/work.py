@@ -19,6 +19,7 @@ from conf.schema import Settings
 PROMPT_TOKENS = 110
 W = ["algorithm.prompts_per_step=8", "algorithm.group_size=8", "sampling.max_tokens=512", "data.max_prompt_tokens=128"]
 ONE_PROMPT = [*W, "algorithm.prompts_per_step=1"]
+TWO_ANSWERS = [*ONE_PROMPT, "algorithm.group_size=2"]
 NF4 = "model.quantization=nf4"
 QWEN = "qwen2.5-1.5b"
 # Each case: the shape, whether its checkpoint is in nf4 already, and overrides.
@@ -31,6 +32,14 @@ CASES: dict[str, tuple[str, bool, list[str]]] = {
     "7gb-sleep": (QWEN, False, [*W, "hardware=7gb", "algorithm.prompts_per_step=12"]),
     "15gb-llama-8b": ("llama-3.1-8b", True, [*ONE_PROMPT, "hardware.vram_gib=15"]),
     "15gb-qwen-7b": ("qwen2.5-7b", True, [*ONE_PROMPT, "hardware.vram_gib=15"]),
+    # What fits, at its limit (benchmarks.fits).
+    "3gb-qwen": (QWEN, True, [*ONE_PROMPT, "hardware.vram_gib=3"]),
+    "8gb-llama-8b": ("llama-3.1-8b", True, [*ONE_PROMPT, "hardware=8gb"]),
+    "8gb-qwen-16k": (QWEN, True, [*ONE_PROMPT, "hardware=8gb", "sampling.max_tokens=16000"]),
+    "22gb-llama-8b-20k": ("llama-3.1-8b", True, [*ONE_PROMPT, "hardware.vram_gib=22", "sampling.max_tokens=20000"]),
+    "48gb-llama-70b": ("llama-3.3-70b", True, [*ONE_PROMPT, "hardware=48gb"]),
+    "80gb-llama-8b-64k": ("llama-3.1-8b", True, [*TWO_ANSWERS, "hardware=80gb", "sampling.max_tokens=65408"]),
+    "80gb-llama-8b-128k": ("llama-3.1-8b", True, [*TWO_ANSWERS, "hardware=80gb", "sampling.max_tokens=130944"]),
     "15gb-phi-4": ("phi-4", True, [*ONE_PROMPT, "model=phi-4", "hardware.vram_gib=15"]),
 }
 

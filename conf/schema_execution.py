@@ -158,6 +158,12 @@ class RuntimeSettings:
     learner_data_parallel_size: int = setting(
         1, "Learners that share the rows of each step; gradients are all-reduced (runtime=ray).", minimum=1
     )
+    learner_shards: int = setting(
+        1,
+        "Learners among which the base weights are split, for a model that is larger than one GPU; divides "
+        "learner_data_parallel_size.",
+        minimum=1,
+    )
     address: str | None = setting(
         None,
         "A running Ray cluster: auto, or host:port. null: start Ray on this machine, reachable from it alone.",

@@ -53,6 +53,11 @@ class ModelSettings:
         "none: the checkpoint's own format (a bitsandbytes checkpoint stays 4-bit). nf4: QLoRA by bitsandbytes.",
         choices=("none", "nf4"),
     )
+    embedding_on_host: bool | None = setting(
+        None,
+        "Keep the embedding in the host's memory, from where the GPU reads the rows of its tokens. null: only if the "
+        "memory plan needs it and the embedding is not the head, too.",
+    )
     keep_16bit: list[str] = field(
         default_factory=list,
         metadata=explained(

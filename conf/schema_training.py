@@ -108,6 +108,11 @@ class AlgorithmSettings:
     ppo: PPOSettings = field(default_factory=PPOSettings)
     online_dpo: OnlineDPOSettings = field(default_factory=OnlineDPOSettings)
 
+    @property
+    def steps_per_batch(self) -> int:
+        """Optimizer steps for each batch."""
+        return self.epochs * self.minibatches
+
 
 @dataclass
 class WarmupSettings:
@@ -140,9 +145,9 @@ class LearnerSettings:
     adam_beta1: float = setting(0.9, "Decay of the first moment.", minimum=0, below=1)
     adam_beta2: float = setting(0.999, "Decay of the second moment.", minimum=0, below=1)
     optimizer: str = setting(
-        "adamw",
-        "adamw8bit keeps moments in one byte each (bitsandbytes).",
-        choices=("adamw", "adamw8bit"),
+        "auto",
+        "adamw8bit keeps moments in one byte each (bitsandbytes). auto: adamw, unless the memory plan needs adamw8bit.",
+        choices=("auto", "adamw", "adamw8bit"),
     )
     micro_batch_tokens: int | None = setting(
         None, "Tokens in one packed micro-batch. null: the memory plan decides (8192 without a GPU).", minimum=1

@@ -207,6 +207,13 @@ def _runtime_problems(settings: Settings) -> Iterator[str]:
         for name in ("rollout_workers", "learner_data_parallel_size"):
             if getattr(runtime, name) > 1:
                 yield f"runtime.{name}: more than 1 needs runtime=ray"
+    if runtime.learner_data_parallel_size % runtime.learner_shards:
+        yield (
+            f"runtime.learner_shards={runtime.learner_shards} does not divide runtime.learner_data_parallel_size="
+            f"{runtime.learner_data_parallel_size}: every part of the base weights needs a learner"
+        )
+    if runtime.learner_shards > 1 and settings.learner.gradient_checkpointing is False:
+        yield "learner.gradient_checkpointing=false: learner_shards needs layers to be computed again"
     if engine.sleep_mode and runtime.name == "ray":
         yield "engine.sleep_mode=true: with runtime=ray the learner does not share the engine's memory; leave it out"
     if engine.sleep_mode and runtime.max_staleness:

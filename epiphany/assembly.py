@@ -215,13 +215,11 @@ def make_learner(
         plan = plan_run(settings, source, roles=frozenset({"learner"}))
         apply_limits(plan)
         notes = [f"the learner is on {plan.device.kind} in {plan.device.dtype}", *plan.memory]
-    learner, weights = make_learner_of_plan(settings, plan, engine=engine)
-    micro_batch_tokens = plan.way.micro_batch_tokens
+    learner, weights = make_learner_of_plan(settings, plan, engine=engine, rank=ranks.rank)
+    way = plan.way
     return LearnerWorker(
         learner,
-        make_supervised=lambda: assemble_supervised_learner(
-            settings, learner.policy, micro_batch_tokens=micro_batch_tokens
-        ),
+        make_supervised=lambda: assemble_supervised_learner(settings, learner.policy, way, sharded=learner.sharded),
         ranks=ranks,
         checkpoints=checkpoints,
         base_model=settings.model.path,

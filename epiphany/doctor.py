@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from conf.schema import Settings
+from epiphany.machine import container_limit
 
 GIB = 2**30
 FEW_CORES = 4
@@ -27,7 +28,6 @@ OLDEST_CARD = (7, 0)  # that vLLM runs on
 GOOD, NOTE, PROBLEM = "ok", "note", "problem"
 COLORS = {GOOD: "green", NOTE: "yellow", PROBLEM: "red"}
 HUB_SECONDS = 5.0
-CGROUP = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def show(console: Console, findings: list[Finding]) -> None:
 def _python(settings: Settings) -> Iterator[Finding]:
     yield Finding(GOOD, "Python", f"{platform.python_version()} in {sys.prefix}")
     cores, memory = _processors(), psutil.virtual_memory()
-    limit = _limit("memory.max")
+    limit = container_limit("memory.max")
     state = NOTE if cores < FEW_CORES else GOOD
     slow = ": sampling and scoring share them, and a GPU waits" if cores < FEW_CORES else ""
     yield Finding(state, "processors", f"{cores}{slow}")
@@ -71,20 +71,9 @@ def _python(settings: Settings) -> Iterator[Finding]:
 
 def _processors() -> int:
     """Those that this process may use, with a container's quota."""
-    quota = _limit("cpu.max")
+    quota = container_limit("cpu.max")
     allowed = len(os.sched_getaffinity(0))
     return allowed if quota is None else max(1, min(allowed, math.ceil(quota)))
-
-
-def _limit(name: str) -> float | None:
-    """A limit of this container (cgroup v2): bytes, or processors of `cpu.max`; None where there is none."""
-    try:
-        parts = (CGROUP / name).read_text().split()
-    except OSError:
-        return None
-    if not parts or parts[0] == "max":
-        return None
-    return int(parts[0]) / int(parts[1]) if len(parts) > 1 else int(parts[0])
 
 
 def _packages(settings: Settings) -> Iterator[Finding]:

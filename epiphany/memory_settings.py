@@ -1,11 +1,17 @@
 """What the memory plan is made of: what the settings fix, what they ask for, and what this machine's card has."""
 
+from collections.abc import Iterable
+
 import torch
 
+from actors.models.families import ATTENTION, MLP
 from conf.schema import Settings
+from epiphany.machine import free_memory
 from learner.algorithms.table import has_critic
 from learner.memory.footprint import GIB, ROLES, Process, Workload
 from learner.memory.plan import Asked
+
+HOST_SHARE = 0.8  # of the host's free memory that may be pinned: the rest is for workers, data and the system
 
 
 def workload_of(settings: Settings, quantization: str) -> Workload:
@@ -18,7 +24,6 @@ def workload_of(settings: Settings, quantization: str) -> Workload:
         max_tokens=settings.sampling.max_tokens,
         max_staleness=settings.runtime.max_staleness,
         quantization=quantization,
-        optimizer=settings.learner.optimizer,
         kv_cache_dtype=settings.engine.kv_cache_dtype,
         has_critic=has_critic(algorithm.name),
         has_entropy_bonus=algorithm.entropy_coefficient != 0,
@@ -35,18 +40,39 @@ def asked_of(settings: Settings) -> Asked:
         sleep_mode=engine.sleep_mode,
         micro_batch_tokens=learner.micro_batch_tokens,
         logit_chunk_tokens=learner.logit_chunk_tokens,
-        gradient_checkpointing=learner.gradient_checkpointing,
+        # Of a base that is split among learners, a layer is there only while it computes.
+        gradient_checkpointing=True if settings.runtime.learner_shards > 1 else learner.gradient_checkpointing,
         offload_activations=learner.offload_activations,
+        embedding_on_host=settings.model.embedding_on_host,
+        optimizer=None if learner.optimizer == "auto" else learner.optimizer,
     )
 
 
-def process_on_this_card(settings: Settings, roles: frozenset[str] = ROLES) -> Process:
-    """A process with these roles, and what it may take of this machine's GPU."""
+def shares_adapter(settings: Settings, targets: Iterable[str], *, engine_name: str) -> bool:
+    """Whether engine and learner of one process can have one copy of the adapter, on the layers `targets`: an engine
+    that has each of them as it is, and whose sequences are all finished while the learner works.
+    """
+    is_idle = settings.runtime.name == "local" and settings.runtime.max_staleness == 0
+    has_whole_layers = engine_name == "vllm" and {*targets} <= {*ATTENTION, *MLP}
+    return is_idle and has_whole_layers and settings.engine.share_weights != "never"
+
+
+def process_on_this_card(
+    settings: Settings, roles: frozenset[str] = ROLES, *, has_one_adapter: bool = False
+) -> Process:
+    """A process with these roles, and what it may take of this machine: of its GPU, and of the host's memory."""
     free, total = torch.cuda.mem_get_info()
     limit = settings.hardware.vram_gib
     free = min(free, int(_share_of_gpu(settings, roles) * total))
     budget = int(0.9 * free) if limit is None else min(int(limit * GIB), free)
-    return Process(budget, shared=settings.engine.share_weights != "never", roles=roles)
+    return Process(
+        budget,
+        shared=settings.engine.share_weights != "never",
+        roles=roles,
+        shares_adapter=has_one_adapter and roles == ROLES,
+        ranks=settings.runtime.learner_data_parallel_size,
+        host_budget=int(HOST_SHARE * free_memory()),
+    )
 
 
 def _share_of_gpu(settings: Settings, roles: frozenset[str]) -> float:

@@ -14,18 +14,19 @@ from actors.engines.base import EngineOptions
 from actors.engines.registry import choose_engine
 from actors.models.families import ModelFamily, check_quantization, family_of
 from actors.models.loading import check_checkpoint, checkpoint_quantization, choose_dtype, positions_of
-from actors.models.lora import adapter_layout
+from actors.models.lora import adapter_layout, lora_arguments_of
 from actors.models.source import ModelSource
 from actors.models.weight_sharing import build_meta_model, resolve_kept_modules
 from actors.types import AdapterLayout
 from conf.errors import UsageError
 from conf.schema import Settings
 from epiphany.adapters import lora_arguments
-from epiphany.memory_settings import asked_of, process_on_this_card, workload_of
+from epiphany.memory_settings import asked_of, process_on_this_card, shares_adapter, workload_of
 from epiphany.placement import threads_of
 from learner.memory.advice import plan_memory
-from learner.memory.footprint import ROLES, ModelShape, Way
-from learner.memory.plan import plan_without_gpu
+from learner.memory.footprint import ROLES, Way
+from learner.memory.plan import MemoryPlan, plan_without_gpu
+from learner.memory.shape import ModelShape
 from learner.model.attention import NAME
 from learner.model.supported import check_attention, check_head
 
@@ -45,7 +46,8 @@ class Device:
 class RunPlan:
     """What a process with these `roles` will do. `memory` are lines for the user; `meta_model` has no weights.
 
-    `allocator_bytes` is what torch's allocator may take of the GPU; 0 on a CPU, where it is not limited.
+    `card` is how a GPU's memory is used; None on a CPU, where it is not limited.
+    `shares_adapter`: the learner computes with the engine's copy of the adapter.
     """
 
     roles: frozenset[str]
@@ -59,7 +61,8 @@ class RunPlan:
     way: Way
     meta_model: PreTrainedModel
     memory: list[str]
-    allocator_bytes: int
+    card: MemoryPlan | None
+    shares_adapter: bool
 
     def lines(self) -> list[str]:
         """The plan for the user."""
@@ -116,13 +119,19 @@ def plan_run(settings: Settings, source: ModelSource, *, roles: frozenset[str] =
     quantization, shape = checked.quantization, checked.shape
     if roles == {"rollout"}:
         shape = shape.shard(settings.engine.tensor_parallel_size)
-    way, memory, allocator_bytes = _plan_memory(settings, device, shape, quantization=quantization, roles=roles)
+    elif roles == {"learner"}:
+        shape = shape.shard_layers(settings.runtime.learner_shards)
     engine_name, reason = choose_engine(
         settings.engine.name,
         device=device.kind,
         quantization=quantization,
         family=checked.family,
         tensor_parallel_size=settings.engine.tensor_parallel_size,
+    )
+    targets = lora_arguments_of(checked.layout)["target_modules"]
+    has_one_adapter = roles == ROLES and shares_adapter(settings, targets, engine_name=engine_name)
+    way, memory, card = _plan_memory(
+        settings, device, shape, quantization=quantization, roles=roles, has_one_adapter=has_one_adapter
     )
     return RunPlan(
         roles=roles,
@@ -138,17 +147,18 @@ def plan_run(settings: Settings, source: ModelSource, *, roles: frozenset[str] =
         way=way,
         meta_model=checked.meta_model,
         memory=memory,
-        allocator_bytes=allocator_bytes,
+        card=card,
+        shares_adapter=has_one_adapter,
     )
 
 
 def apply_limits(plan: RunPlan) -> None:
     """Hold torch's allocator in this process to the plan."""
-    if plan.device.kind == "cpu":
+    if plan.card is None:
         torch.set_num_threads(plan.device.threads)
     else:
         enable_expandable_segments()
-        torch.cuda.set_per_process_memory_fraction(plan.allocator_bytes / torch.cuda.mem_get_info()[1])
+        torch.cuda.set_per_process_memory_fraction(plan.card.allocator_bytes / torch.cuda.mem_get_info()[1])
 
 
 def enable_expandable_segments() -> None:
@@ -164,19 +174,25 @@ def enable_expandable_segments() -> None:
 
 
 def _plan_memory(
-    settings: Settings, device: Device, shape: ModelShape, *, quantization: str, roles: frozenset[str]
-) -> tuple[Way, list[str], int]:
-    """How memory is used, lines for the user, and what torch's allocator may take of a GPU."""
+    settings: Settings,
+    device: Device,
+    shape: ModelShape,
+    *,
+    quantization: str,
+    roles: frozenset[str],
+    has_one_adapter: bool,
+) -> tuple[Way, list[str], MemoryPlan | None]:
+    """How memory is used, lines for the user, and the plan of a GPU."""
     asked, workload = asked_of(settings), workload_of(settings, quantization)
     if device.kind != "cuda":
         value_bytes = getattr(torch, device.dtype).itemsize
-        return plan_without_gpu(asked, workload, shape, value_bytes=value_bytes), [], 0
-    process = process_on_this_card(settings, roles)
+        return plan_without_gpu(asked, workload, shape, value_bytes=value_bytes), [], None
+    process = process_on_this_card(settings, roles, has_one_adapter=has_one_adapter)
     plan = plan_memory(asked, workload, shape, process, lora_rank=settings.model.lora.rank)
     lines = plan.lines()
     if settings.model.dtype == "bfloat16" and device.dtype == "float16":
         lines.insert(0, "this card has no bfloat16: computing in float16 instead")
-    return plan.way, lines, plan.allocator_bytes
+    return plan.way, lines, plan
 
 
 def _engine_options(
@@ -202,6 +218,8 @@ def _engine_options(
         keep_16bit=tuple(keep_16bit),
         share_weights=engine.share_weights != "never",
         sleep_mode=way.sleep_mode,
+        embedding_on_host=way.embedding_on_host,
+        quantized_scales=way.quantized_scales,
         tensor_parallel_size=engine.tensor_parallel_size,
     )
 

@@ -47,7 +47,7 @@ def _plan_lines(settings: Settings, source: "ModelSource") -> list[str]:
         if plan.device.kind == "cuda":
             workload = workload_of(settings, plan.engine.quantization)
             positions = positions_of(plan.meta_model.config)
-            process = process_on_this_card(settings)
+            process = process_on_this_card(settings, has_one_adapter=plan.shares_adapter)
             lines += room_lines(asked_of(settings), workload, plan.shape, process, positions=positions)
     else:
         rollout = plan_run(settings, source, roles=frozenset({"rollout"}))
@@ -73,13 +73,19 @@ def _plan_lines(settings: Settings, source: "ModelSource") -> list[str]:
 def _lines_of_another_card(settings: Settings, source: "ModelSource", vram_gib: float) -> list[str]:
     """What a run in one process would take of a card with this limit. Raises UsageError if it does not fit."""
     from actors.models.loading import positions_of
-    from epiphany.memory_settings import asked_of, workload_of
+    from actors.models.lora import lora_arguments_of
+    from epiphany.memory_settings import asked_of, shares_adapter, workload_of
     from epiphany.run_plan import check_model
     from learner.memory.advice import plan_memory, room_lines
     from learner.memory.footprint import GIB, Process
 
     checked = check_model(settings, source, dtype="bfloat16")
-    process = Process(int(vram_gib * GIB), shared=settings.engine.share_weights != "never")
+    targets = lora_arguments_of(checked.layout)["target_modules"]
+    process = Process(
+        int(vram_gib * GIB),
+        shared=settings.engine.share_weights != "never",
+        shares_adapter=shares_adapter(settings, targets, engine_name="vllm"),
+    )
     asked, workload = asked_of(settings), workload_of(settings, checked.quantization)
     plan = plan_memory(asked, workload, checked.shape, process, lora_rank=settings.model.lora.rank)
     return [

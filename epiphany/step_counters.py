@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping
 
-from actors.pipeline import WorkerCounters
+from actors.counters import WorkerCounters
 from actors.replay.admission import Admission
 from conf.errors import UsageError
 from epiphany.report.metrics import StepNumbers

@@ -16,13 +16,15 @@ from learner.batch import Rollouts
 from learner.losses import kl
 from learner.metrics import StepStats
 from learner.micro_batch_limit import MicroBatchLimit
-from learner.minibatches import MicroBatch, Unit, micro_batches, unit_costs
+from learner.minibatches import MicroBatch, Unit, in_lockstep, micro_batches, unit_costs
 from learner.model.critic import Critic
 from learner.model.policy import Policy
 from learner.old_logprobs import precompute_logprobs, reference_logprobs
 from learner.optimizer import Optimizer
 from learner.parallel.data_parallel import DataParallel
+from learner.parallel.sharding import ShardedBase
 from learner.prepared_batch import PreparedBatch
+from learner.random_state import random_state, restore_random_state
 from learner.step_sums import StepSums
 
 # float16 gradients of activations vanish under 6e-8: they are computed times this, which falls where it overflows.
@@ -32,7 +34,8 @@ FIRST_LOSS_SCALE = 2.0**16
 class Learner:
     """Trains `policy` by `algorithm`; `version` counts the batches that were trained, and names the adapter.
 
-    With a `data_parallel` of several ranks, all of them must take each step with the same rows.
+    With a `data_parallel` of several ranks, all of them must take each step with the same rows; with a base that is
+    `sharded` over them, in lockstep.
     """
 
     def __init__(
@@ -43,16 +46,18 @@ class Learner:
         optimizer: Optimizer,
         micro_batch_tokens: int,
         critic: Critic | None = None,
+        sharded: ShardedBase | None = None,
     ) -> None:
         self.version = 0
         self.policy = policy
         self.algorithm = algorithm
         self.optimizer = optimizer
         self.critic = critic
+        self.sharded = sharded
         self.data_parallel = DataParallel()
         # [A], of the last step's batch before it; -inf for tokens that were not trained.
         self.policy_logprobs_A = torch.empty(0)
-        self._limit = MicroBatchLimit(micro_batch_tokens)
+        self._limit = MicroBatchLimit(micro_batch_tokens, may_halve=sharded is None)
         self._loss_scale = FIRST_LOSS_SCALE if policy.dtype == torch.float16 else 1.0
 
     def adapter(self, into: torch.Tensor | None = None) -> Adapter:
@@ -88,10 +93,7 @@ class Learner:
         tensors = self.optimizer.state()
         if self.critic is not None:
             tensors |= self.critic.state()
-        tensors["random_cpu"] = torch.get_rng_state()
-        if self.policy.device.type == "cuda":
-            tensors["random_cuda"] = torch.cuda.get_rng_state()
-        return tensors
+        return tensors | random_state(self.policy.device)
 
     def load_state_dict(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Restore what `state_dict` returned, from any device."""
@@ -100,9 +102,7 @@ class Learner:
             self.optimizer.load(moments)
         if self.critic is not None:
             self.critic.load(tensors)
-        torch.set_rng_state(tensors["random_cpu"].cpu())
-        if "random_cuda" in tensors:
-            torch.cuda.set_rng_state(tensors["random_cuda"].cpu())
+        restore_random_state(tensors)
 
     def _prepare_batch(self, table: pa.Table) -> PreparedBatch:
         rollouts = Rollouts.from_table(table)
@@ -112,14 +112,10 @@ class Learner:
 
     @property
     def _needs_old_logprobs(self) -> bool:
-        """Whether a pass without gradient comes first: for the advantages, or because several optimizer steps
-        follow.
-        """
-        return self.algorithm.reference_in_reward or self.critic is not None or self._steps_per_batch > 1
-
-    @property
-    def _steps_per_batch(self) -> int:
-        return self.algorithm.settings.epochs * self.algorithm.settings.minibatches
+        """Whether a pass without gradient comes first: for the advantages, or before several optimizer steps."""
+        return (
+            self.algorithm.reference_in_reward or self.critic is not None or self.algorithm.settings.steps_per_batch > 1
+        )
 
     def _old_logprobs(self, rollouts: Rollouts) -> OldLogprobs:
         return precompute_logprobs(
@@ -188,7 +184,7 @@ class Learner:
         rewarded, device = batch.rollouts.rewarded, self.policy.device
         weights_A = rewarded.per_token(self.algorithm.weights(rewarded, counted_N)).to(device, torch.float32)
         columns = batch.columns | {"weights": weights_A}
-        sums = StepSums(self.algorithm, has_clip=self._steps_per_batch > 1, device=device)
+        sums = StepSums(self.algorithm, has_clip=self.algorithm.settings.steps_per_batch > 1, device=device)
         for micro_batch in self._share(batch.rollouts, units):
             self._backward(
                 micro_batch, {name: column_A[micro_batch.token_T] for name, column_A in columns.items()}, sums
@@ -197,8 +193,10 @@ class Learner:
 
     def _share(self, rollouts: Rollouts, units: Sequence[Unit]) -> Iterator[MicroBatch]:
         """This rank's units, packed."""
-        mine = list(units)[self.data_parallel.shard(unit_costs(rollouts, units))]
-        return micro_batches(rollouts, mine, max_tokens=self._limit.tokens, device=self.policy.device)
+        ranks, device = self.data_parallel, self.policy.device
+        mine = list(units)[ranks.shard(unit_costs(rollouts, units))]
+        batches = micro_batches(rollouts, mine, max_tokens=self._limit.tokens, device=device)
+        return batches if self.sharded is None else in_lockstep(rollouts, batches, units, ranks=ranks, device=device)
 
     def _backward(self, batch: MicroBatch, columns: Mapping[str, torch.Tensor], sums: StepSums) -> None:
         """Add the gradient of one micro-batch, and what it says of the step to `sums`."""
@@ -216,19 +214,21 @@ class Learner:
                 weights_T=columns["weights"],
                 behavior_logprobs_T=batch.behavior_logprobs_T,
                 policy_logprobs_T=logprobs_T,
-                old_logprobs_T=columns["old"] if self._steps_per_batch > 1 else logprobs_T.detach(),
+                old_logprobs_T=columns["old"] if self.algorithm.settings.steps_per_batch > 1 else logprobs_T.detach(),
                 reference_logprobs_T=reference_T,
             )
             loss = algorithm.loss(inputs)
             if entropy_coefficient:
                 loss = loss - entropy_coefficient * (entropy_T * inputs.weights_T).sum()
         if self._trains_policy:
-            (loss * self._loss_scale).backward()
+            (loss * (0.0 if batch.is_padding else self._loss_scale)).backward()
         value_loss = None
         if self.critic is not None:
             assert hidden_TH is not None
             value_loss = self.critic.loss(hidden_TH, columns["values"], columns["returns"], columns["weights"])
-            value_loss.backward()
+            (value_loss * (0.0 if batch.is_padding else 1.0)).backward()
+        if batch.is_padding:
+            return
         with torch.no_grad():
             self.policy_logprobs_A[batch.token_T] = inputs.old_logprobs_T.float()
             sums.add(batch, inputs, loss=loss, entropy_T=entropy_T, value_loss=value_loss)

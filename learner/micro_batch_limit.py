@@ -16,10 +16,13 @@ class OutOfMemory(UsageError):
 
 
 class MicroBatchLimit:
-    """At most `tokens` per micro-batch."""
+    """At most `tokens` per micro-batch. Unless they `may_halve`, memory must not run out even once: ranks in lockstep
+    cannot repeat a step one by one.
+    """
 
-    def __init__(self, tokens: int) -> None:
+    def __init__(self, tokens: int, *, may_halve: bool = True) -> None:
         self.tokens = tokens
+        self._may_halve = may_halve
         self._has_halved = False
 
     def retry(self, call: Callable[[], R]) -> R:
@@ -35,7 +38,7 @@ class MicroBatchLimit:
                 torch.cuda.empty_cache()
 
     def _halve(self, error: torch.OutOfMemoryError) -> None:
-        if self._has_halved:
+        if self._has_halved or not self._may_halve:
             raise OutOfMemory(
                 f"out of memory with {self.tokens} tokens per micro-batch; set hardware.vram_gib to what this process "
                 "may take, learner.offload_activations=true, or a smaller sampling.max_tokens"

@@ -5,14 +5,15 @@ it. Knows tensors; knows neither models nor algorithms. Suffixes: N trajectories
 have a log-probability).
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from learner.batch import Rollouts
 from learner.packing import Packing, Segment
+from learner.parallel.data_parallel import DataParallel
 
 Unit = tuple[int, ...]  # trajectories that must be in one micro-batch
 
@@ -22,7 +23,8 @@ class MicroBatch:
     """One packed stream.
 
     `hidden_index_T` is the stream position that predicts sampled token t, `row_T` its trajectory, and `token_T` its
-    place among all sampled tokens of the batch. `rows` counts the trajectories in the stream.
+    place among all sampled tokens of the batch. `rows` counts the trajectories in the stream. `is_padding`: it is
+    computed only because other ranks have one more, and counts for nothing.
     """
 
     input_ids_S: torch.Tensor
@@ -34,6 +36,7 @@ class MicroBatch:
     token_T: torch.Tensor
     behavior_logprobs_T: torch.Tensor
     rows: int
+    is_padding: bool = False
 
 
 def optimizer_steps(
@@ -71,6 +74,26 @@ def micro_batches(
         filled += cost
     if current:
         yield _pack(rollouts, current, device)
+
+
+def in_lockstep(
+    rollouts: Rollouts,
+    batches: Iterable[MicroBatch],
+    units: Sequence[Unit],
+    *,
+    ranks: DataParallel,
+    device: torch.device | str,
+) -> Iterator[MicroBatch]:
+    """A rank's `batches`, and as much padding behind them as gives every rank the same number. `units` are those of
+    all ranks.
+    """
+    mine = list(batches)
+    most = torch.tensor(len(mine), device=device)
+    ranks.maximum(most)
+    yield from mine
+    if len(mine) < int(most):
+        padding = replace(mine[-1] if mine else _pack(rollouts, list(units[0]), device), is_padding=True)
+        yield from [padding] * (int(most) - len(mine))
 
 
 def unit_costs(rollouts: Rollouts, units: Sequence[Unit]) -> list[int]:

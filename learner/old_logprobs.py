@@ -32,11 +32,14 @@ def precompute_logprobs(
         columns["values"] = torch.zeros(size, device=policy.device)
     for batch in batches:
         tokens = policy.logprobs(batch, keep_hidden=critic is not None)
+        reference_T = reference_logprobs(policy, batch) if needs_reference else None
+        if batch.is_padding:
+            continue
         columns["old"][batch.token_T] = tokens.logprobs_T
         if critic is not None and tokens.hidden_TH is not None:
             columns["values"][batch.token_T] = critic.values(tokens.hidden_TH)
-        if needs_reference:
-            columns["reference"][batch.token_T] = reference_logprobs(policy, batch)
+        if reference_T is not None:
+            columns["reference"][batch.token_T] = reference_T
     for column in columns.values():
         data_parallel.all_reduce(column)
     on_host = {name: column.cpu() for name, column in columns.items()}

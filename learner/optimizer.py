@@ -78,7 +78,10 @@ class Optimizer:
         return {name: x if isinstance(x, torch.Tensor) else torch.tensor(x) for name, x in values.items()}
 
     def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Restore what `state` returned, from any device."""
+        """Restore what `state` returned, from any device. Raises UsageError if it is another optimizer's."""
+        if ("exp_avg" in tensors) != isinstance(self.optimizer, torch.optim.AdamW):
+            stored = "adamw" if "exp_avg" in tensors else "adamw8bit"
+            raise UsageError(f"this checkpoint's moments are those of {stored}: set learner.optimizer={stored}")
         self.optimizer.state[self._flat] = {
             name: int(x) if x.dtype == torch.int64 else x.to(self._flat.device) for name, x in tensors.items()
         }

@@ -31,6 +31,11 @@ class Engine(Protocol):
         """Requests that were submitted and have not been returned."""
         ...
 
+    @property
+    def preemptions(self) -> int:
+        """How often a running sequence had to wait, because the cache was full, since the engine began."""
+        ...
+
     def submit(self, requests: Sequence[Request]) -> None: ...
 
     def step(self) -> list[Completion]:
@@ -65,8 +70,10 @@ class EngineOptions:
     `revision` is None for the hub's default. `threads` are those of a CPU. `kv_cache_bytes` is the size of the
     key-value cache, and `max_num_batched_tokens` the tokens of one step, of each device. `per_request_seeds` makes the
     samples of a request depend on its seed alone. `keep_16bit` names the linear layers that nf4 leaves alone.
-    `share_weights` and `sleep_mode` say whether `base_weights` and `sleep` will be called. `tensor_parallel_size` is
-    the number of devices that every layer is sharded over, in one process each.
+    `share_weights` and `sleep_mode` say whether `base_weights` and `sleep` will be called. `embedding_on_host` moves
+    the embedding, which must not be the head, to the host's memory. `quantized_scales`: the scales of nf4 stay a byte
+    each, which saves 0.37 bits a weight and costs speed. `tensor_parallel_size` is the number of devices
+    that every layer is sharded over, in one process each.
     """
 
     model_path: str
@@ -87,6 +94,8 @@ class EngineOptions:
     keep_16bit: tuple[str, ...] = ()
     share_weights: bool = False
     sleep_mode: bool = False
+    embedding_on_host: bool = False
+    quantized_scales: bool = False
     tensor_parallel_size: int = 1
 
 

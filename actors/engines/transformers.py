@@ -40,6 +40,7 @@ def build_engine(
         quantization=options.quantization,
         trust_remote_code=options.trust_remote_code,
         keep_16bit=options.keep_16bit,
+        embedding_on_host=options.embedding_on_host,
     )
     return TransformersEngine(
         model,
@@ -81,6 +82,10 @@ class TransformersEngine:
     @property
     def unfinished(self) -> int:
         return len(self._waiting) + self._running
+
+    @property
+    def preemptions(self) -> int:
+        return 0
 
     @property
     def _running(self) -> int:

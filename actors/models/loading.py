@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from actors.models.families import family_of
+from actors.models.host_memory import move_to_host
 from actors.models.source import ModelError, ModelSource
 from conf.errors import UsageError
 
@@ -37,6 +38,10 @@ def model_class(config: PretrainedConfig) -> type[AutoModelForCausalLM] | type[A
     """What makes a language model of this configuration: some models have none without their image encoder."""
     is_language_model = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or hasattr(config, "auto_map")
     return AutoModelForCausalLM if is_language_model else AutoModelForImageTextToText
+
+
+def decoder_layers(model: PreTrainedModel) -> list[torch.nn.Module]:
+    return list(cast("torch.nn.ModuleList", model.get_decoder().layers))
 
 
 def choose_dtype(name: str, device: str) -> str:
@@ -117,6 +122,8 @@ def check_finite(model: torch.nn.Module, path: str) -> None:
     tensors: dict[str, torch.Tensor] = {}
     for name, parameter in model.named_parameters():
         state = getattr(parameter, "quant_state", None)
+        if not parameter.numel():
+            continue  # a layer of which this process keeps a part, and which was looked at when it was loaded
         if parameter.is_floating_point():
             tensors[name] = parameter.detach()
         elif state is not None:
@@ -141,6 +148,7 @@ def load_base_model(
     trust_remote_code: bool,
     attention: str | None = None,
     keep_16bit: Sequence[str] = (),
+    embedding_on_host: bool = False,
 ) -> PreTrainedModel:
     """The frozen base model on `device`, in `dtype` or as nf4 with double quantization computed in `dtype`.
 
@@ -168,6 +176,8 @@ def load_base_model(
     keep_language_model(model)
     model.requires_grad_(False)
     model.config.use_cache = model.config.get_text_config().use_cache = False
+    if embedding_on_host:
+        move_to_host(model, model.get_input_embeddings())
     return model
 
 

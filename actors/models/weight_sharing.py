@@ -49,6 +49,15 @@ class SharesWeights(Protocol):
         ...
 
 
+@runtime_checkable
+class SharesAdapter(Protocol):
+    """An engine whose copy of the adapter a learner of its process may compute with while no sequence is unfinished."""
+
+    def adapter_slots(self) -> list[torch.Tensor]:
+        """A tensor for each entry of the layout; B is times the scaling. Raises SharingImpossible."""
+        ...
+
+
 def build_meta_model(
     source: ModelSource, *, dtype: str, trust_remote_code: bool, attention: str | None = None
 ) -> PreTrainedModel:
@@ -78,24 +87,10 @@ def share_weights(model: PreTrainedModel, weights: BaseWeights, *, device: str) 
 
     Raises SharingImpossible if a parameter is missing from `weights`, or has another shape or dtype there.
     """
-    for name, parameter in list(model.named_parameters()):
-        owner, _, leaf = name.rpartition(".")
-        weight = weights.get(name)
-        if weight is None:
+    for name, _ in list(model.named_parameters()):
+        if name not in weights:
             raise SharingImpossible(f"the engine has no {name}")
-        if isinstance(weight, Nf4Weight):
-            shape = tuple(weight.state.shape or ())
-            if shape != tuple(parameter.shape):
-                raise SharingImpossible(f"{name} is {tuple(parameter.shape)}, the engine's {shape}")
-            _replace_by_nf4(model, owner, weight)
-            model.is_loaded_in_4bit = True  # type: ignore[assignment] - what PEFT asks
-            continue
-        if weight.shape != parameter.shape or weight.dtype != parameter.dtype:
-            raise SharingImpossible(
-                f"{name} is {tuple(parameter.shape)} {parameter.dtype}, "
-                f"the engine's {tuple(weight.shape)} {weight.dtype}"
-            )
-        setattr(model.get_submodule(owner), leaf, torch.nn.Parameter(_usable_in_autograd(weight), requires_grad=False))
+        place_weight(model, name, weights[name])
     model.tie_weights()
     for path, module in model.named_modules():
         of_checkpoint = dict(persistent_buffers(module))
@@ -108,6 +103,28 @@ def share_weights(model: PreTrainedModel, weights: BaseWeights, *, device: str) 
             module._buffers[name] = None if buffer is None else buffer.to(device)
     _check_shared(model, weights)
     return model
+
+
+def place_weight(model: PreTrainedModel, name: str, weight: torch.Tensor | Nf4Weight) -> None:
+    """Make `weight` the parameter `name` of `model`, without a copy.
+
+    Raises SharingImpossible if it has another shape or dtype.
+    """
+    owner, _, leaf = name.rpartition(".")
+    parameter = model.get_parameter(name)
+    if isinstance(weight, Nf4Weight):
+        shape = tuple(weight.state.shape or ())
+        if shape != tuple(parameter.shape):
+            raise SharingImpossible(f"{name} is {tuple(parameter.shape)}, what is there is {shape}")
+        _replace_by_nf4(model, owner, weight)
+        model.is_loaded_in_4bit = True  # type: ignore[assignment] - what PEFT asks
+        return
+    if weight.shape != parameter.shape or weight.dtype != parameter.dtype:
+        raise SharingImpossible(
+            f"{name} is {tuple(parameter.shape)} {parameter.dtype}, "
+            f"what is there is {tuple(weight.shape)} {weight.dtype}"
+        )
+    setattr(model.get_submodule(owner), leaf, torch.nn.Parameter(_usable_in_autograd(weight), requires_grad=False))
 
 
 def persistent_buffers(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

@@ -23,7 +23,7 @@ from epiphany.report.reward_columns import mean, reward_columns
 from learner.metrics import StepStats
 
 if TYPE_CHECKING:
-    from actors.pipeline import WorkerCounters
+    from actors.counters import WorkerCounters
 
 # A JSON object: a line of metrics.jsonl or evaluations.jsonl.
 Row = Mapping[str, Any]
@@ -82,6 +82,7 @@ def step_row(table: pa.Table, stats: StepStats, numbers: StepNumbers) -> dict[st
         **_rollout_columns(table, trained_version=stats.version - 1),
         "rollout_tokens_per_second": sum(w.get("tokens_per_second", 0.0) for w in sampling) if sampling else None,
         "rollout_seconds": max((w.get("seconds", 0.0) for w in sampling), default=None),
+        "preemptions": sum(w.get("preemptions", 0) for w in sampling) if sampling else None,
         **_learner_columns(stats),
         "seconds": numbers.seconds,
         "workers": {name: dict(worker) for name, worker in numbers.workers.items()},

@@ -5,8 +5,9 @@ left, and what more memory would buy.
 from dataclasses import replace
 
 from conf.errors import UsageError
-from learner.memory.footprint import GIB, ModelShape, Process, Way, Workload
-from learner.memory.plan import Asked, MemoryPlan, first_that_fits
+from learner.memory.footprint import GIB, Process, Way, Workload
+from learner.memory.plan import ADAMW_8BIT, Asked, MemoryPlan, first_that_fits
+from learner.memory.shape import ModelShape
 
 LONGEST_KNOWN = 2**20  # tokens, of a model that does not say how many positions it has
 
@@ -16,21 +17,34 @@ class MemoryPlanError(UsageError):
 
 
 def plan_memory(asked: Asked, workload: Workload, shape: ModelShape, process: Process, *, lora_rank: int) -> MemoryPlan:
-    """The fastest way to run that fits the process's budget. Raises MemoryPlanError."""
+    """The fastest way to run that fits the process's budgets. Raises MemoryPlanError."""
     plan, smallest = first_that_fits(asked, workload, shape, process)
+    if smallest.way.full_length_seqs < 1:
+        raise MemoryPlanError(
+            f"engine.kv_cache_gib: {smallest.way.kv_cache_bytes / GIB:.2f} GiB hold not even one sequence of "
+            f"{workload.longest} tokens; leave it open, or lower data.max_prompt_tokens or sampling.max_tokens"
+        )
     if plan is not None:
         return plan
+    if process.host_budget is not None:
+        on_any_host, _ = first_that_fits(asked, workload, shape, replace(process, host_budget=None))
+        if on_any_host is not None:
+            raise MemoryPlanError(
+                f"hardware.vram_gib: in {process.budget / GIB:.2f} GiB this run needs {on_any_host.on_host / GIB:.2f} "
+                f"GiB of the host's memory, too, which has {process.host_budget / GIB:.2f} GiB left for it; end other "
+                "programs, or set a smaller sampling.max_tokens"
+            )
     halved = max(1, workload.max_tokens // 2)
     alternatives = {
-        "model.quantization=nf4": (replace(workload, quantization="nf4"), shape),
-        "learner.optimizer=adamw8bit": (replace(workload, optimizer="adamw8bit"), shape),
-        "engine.kv_cache_dtype=fp8": (replace(workload, kv_cache_dtype="fp8"), shape),
-        f"sampling.max_tokens={halved}": (replace(workload, max_tokens=halved), shape),
-        f"model.lora.rank={max(1, lora_rank // 2)}": (workload, replace(shape, lora=shape.lora // 2)),
+        "model.quantization=nf4": (asked, replace(workload, quantization="nf4"), shape),
+        f"learner.optimizer={ADAMW_8BIT}": (replace(asked, optimizer=ADAMW_8BIT), workload, shape),
+        "engine.kv_cache_dtype=fp8": (asked, replace(workload, kv_cache_dtype="fp8"), shape),
+        f"sampling.max_tokens={halved}": (asked, replace(workload, max_tokens=halved), shape),
+        f"model.lora.rank={max(1, lora_rank // 2)}": (asked, workload, replace(shape, lora=shape.lora // 2)),
     }
     lines = []
-    for setting, (changed, changed_shape) in alternatives.items():
-        _, least = first_that_fits(asked, changed, changed_shape, process)
+    for setting, (changed_asked, changed, changed_shape) in alternatives.items():
+        _, least = first_that_fits(changed_asked, changed, changed_shape, process)
         if least.total < smallest.total:
             verdict = "fits" if least.total <= process.budget else "is not enough by itself"
             lines.append(f"  {setting}: {least.total / GIB:.2f} GiB, {verdict}")
@@ -84,8 +98,10 @@ def room_lines(
 def _gains(now: Way, then: Way) -> list[str]:
     """What another way does faster."""
     gains = []
-    if then.max_num_seqs > now.max_num_seqs:
-        gains.append(f"{then.max_num_seqs} sequences at a time instead of {now.max_num_seqs}")
+    if then.full_length_seqs > now.full_length_seqs:
+        gains.append(f"{then.full_length_seqs} sequences at full length at a time instead of {now.full_length_seqs}")
+    if then.optimizer != now.optimizer:
+        gains.append("moments in 32 bits")
     if now.sleep_mode and not then.sleep_mode:
         gains.append("an engine that need not sleep while the learner works")
     if now.offload_activations and not then.offload_activations:

@@ -44,8 +44,10 @@ class _TokenLogprobs(torch.autograd.Function):
         entropy_requires_grad: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         needs_gradient = ctx.needs_input_grad[0]
-        # One tensor per chunk; the gradients are those with respect to the hidden states.
-        logprobs, entropies, logprob_gradients, entropy_gradients = [], [], [], []
+        logprobs, entropies = [], []  # one tensor per chunk
+        # With respect to the hidden states, of the log-probabilities and the entropies.
+        wanted = (1 + entropy_requires_grad) if needs_gradient else 0
+        gradients = [torch.empty_like(hidden_TH) for _ in range(wanted)]
         for start in range(0, len(targets_T), chunk):
             hidden, targets = hidden_TH[start : start + chunk].to(head_VH.dtype), targets_T[start : start + chunk]
             logits_TV, slope_TV = _transform_in_place(hidden @ head_VH.T, transform)
@@ -61,15 +63,15 @@ class _TokenLogprobs(torch.autograd.Function):
                 logit_gradient_TV -= probabilities_TV * entropy_T[:, None].to(probabilities_TV.dtype)
                 if slope_TV is not None:
                     logit_gradient_TV *= slope_TV
-                entropy_gradients.append((logit_gradient_TV @ head_VH).mul_(transform.scale / temperature))
+                gradient_TH = (logit_gradient_TV @ head_VH).mul_(transform.scale / temperature)
+                gradients[1][start : start + chunk] = gradient_TH
             towards_target = head_VH[targets]
             if slope_TV is not None:
                 probabilities_TV *= slope_TV
                 towards_target *= slope_TV.gather(1, targets[:, None])
-            logprob_gradients.append((towards_target - probabilities_TV @ head_VH).mul_(transform.scale / temperature))
-        if needs_gradient:
-            gradients = (chunks for chunks in (logprob_gradients, entropy_gradients) if chunks)
-            ctx.save_for_backward(*(torch.cat(chunks).to(hidden_TH.dtype) for chunks in gradients))
+            gradient_TH = (towards_target - probabilities_TV @ head_VH).mul_(transform.scale / temperature)
+            gradients[0][start : start + chunk] = gradient_TH
+        ctx.save_for_backward(*gradients)
         entropy_T = torch.cat(entropies)
         if not entropy_requires_grad:
             ctx.mark_non_differentiable(entropy_T)

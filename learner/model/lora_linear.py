@@ -6,7 +6,7 @@ nf4 weight is dequantized where it is used and never stored, and backward adds t
 PEFT's layers; knows nothing of models. Suffixes: S stream, I in, O out, R rank.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, cast
 
@@ -35,8 +35,9 @@ class _PeftLayer(Protocol):
 class _Layer:
     """A frozen linear layer with its adapter.
 
-    `weight()` is [O, I] in the compute dtype; `a` [R, I] and `b` [O, R] are the adapter in the compute dtype; their
-    gradients (float32) are added to `gradient_a` and `gradient_b`.
+    `weight()` is [O, I] in the compute dtype; `a` [R, I] and `b` [O, R], which is times `scaling` already, are the
+    adapter in the compute dtype; the gradients of the adapter itself (float32) are added to `gradient_a` and
+    `gradient_b`.
     """
 
     weight: Callable[[], torch.Tensor]
@@ -66,7 +67,7 @@ class _LoraLinear(torch.autograd.Function):
     def forward(ctx: _Context, x: torch.Tensor, layer: _Layer, _anchor: torch.Tensor) -> torch.Tensor:
         x_SI = x.reshape(-1, x.shape[-1])
         down_SR = x_SI @ layer.a.T
-        out_SO = F.linear(x_SI, layer.weight(), layer.bias).addmm_(down_SR, layer.b.T, alpha=layer.scaling)
+        out_SO = F.linear(x_SI, layer.weight(), layer.bias).addmm_(down_SR, layer.b.T)
         ctx.save_for_backward(x_SI, down_SR)
         ctx.layer, ctx.shape = layer, x.shape
         return out_SO.view(*x.shape[:-1], -1)
@@ -77,15 +78,15 @@ class _LoraLinear(torch.autograd.Function):
         layer, gradient = ctx.layer, gradients[0]
         gradient_SO = gradient.reshape(-1, gradient.shape[-1])
         up_SR = gradient_SO @ layer.b
-        _accumulate(layer.gradient_a, up_SR, x_SI, scaling=layer.scaling)
+        _accumulate(layer.gradient_a, up_SR, x_SI)
         _accumulate(layer.gradient_b, gradient_SO, down_SR, scaling=layer.scaling)
         if not ctx.needs_input_grad[0]:
             return None, None, None
-        gradient_SI = (gradient_SO @ layer.weight()).addmm_(up_SR, layer.a, alpha=layer.scaling)
+        gradient_SI = (gradient_SO @ layer.weight()).addmm_(up_SR, layer.a)
         return gradient_SI.view(ctx.shape), None, None
 
 
-def _accumulate(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor, *, scaling: float) -> None:
+def _accumulate(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor, *, scaling: float = 1.0) -> None:
     """total += scaling * left^T right, in float32."""
     if left.dtype == total.dtype:
         total.addmm_(left.T, right, alpha=scaling)
@@ -94,30 +95,37 @@ def _accumulate(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor, *,
 
 
 class FastLora:
-    """Makes every LoRA layer of `lora` compute in `dtype` by _LoraLinear.
+    """Makes every LoRA layer of `lora` compute in `dtype` by _LoraLinear. Call `cast_weights` before each forward pass.
 
-    Call `cast_weights` before each forward pass.
+    `slots` are tensors of an engine that hold its copy of the adapter in `dtype`, one for each entry of the layout, B
+    times the scaling: the adapter is cast into them rather than into a buffer of its own, and the engine must have no
+    unfinished sequence when it is.
     """
 
-    def __init__(self, lora: FlatLora, dtype: torch.dtype) -> None:
-        self._lora = lora
-        flat = lora.flat.detach()
-        self._compute = flat if dtype == torch.float32 else torch.empty_like(flat, dtype=dtype)
-        assert lora.flat.grad is not None
-        gradient = lora.flat.grad
+    def __init__(self, lora: FlatLora, dtype: torch.dtype, slots: Sequence[torch.Tensor] | None = None) -> None:
+        layout, flat, gradient = lora.layout, lora.flat.detach(), lora.flat.grad
+        assert gradient is not None
+        if slots is None:
+            own = torch.empty_like(flat, dtype=dtype)
+            slots = [entry.view(own) for entry in layout.entries]
+        self._slots = list(slots)
+        self._weights = [entry.view(flat) for entry in layout.entries]
+        self._scaled = [slot for slot, entry in zip(slots, layout.entries, strict=True) if entry.side == "B"]
+        self._scaling = layout.scaling
         views: dict[str, list[torch.Tensor]] = {}
-        for entry in lora.layout.entries:
-            views.setdefault(entry.module, []).extend(entry.view(x) for x in (self._compute, gradient))
+        for entry, slot in zip(layout.entries, slots, strict=True):
+            views.setdefault(entry.module, []).extend((slot, entry.view(gradient)))
         for name, (a, gradient_a, b, gradient_b) in views.items():
             peft_layer = cast("_PeftLayer", lora.model.get_submodule(PREFIX + name))
             base = peft_layer.base_layer
-            layer = _Layer(_weight(base, dtype), base.bias, a, b, gradient_a, gradient_b, lora.layout.scaling)
+            layer = _Layer(_weight(base, dtype), base.bias, a, b, gradient_a, gradient_b, layout.scaling)
             peft_layer.forward = _forward(peft_layer, layer, anchor=lora.flat)
 
     def cast_weights(self) -> None:
         """Copy the adapter's current weights into the compute dtype."""
-        if self._compute.dtype != torch.float32:
-            self._compute.copy_(self._lora.flat.detach())
+        torch._foreach_copy_(self._slots, self._weights)
+        if self._scaling != 1:
+            torch._foreach_mul_(self._scaled, self._scaling)
 
 
 def _weight(base: _BaseLinear, dtype: torch.dtype) -> Callable[[], torch.Tensor]:

@@ -5,7 +5,7 @@ vocabulary.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -21,6 +21,7 @@ from learner.model.logprobs import EVERY_TOKEN, token_logprobs
 from learner.model.lora_linear import FastLora
 from learner.model.offload import Offload
 from learner.model.supported import check_head
+from learner.model.tiled import tile_mlps
 
 
 class Tokens(NamedTuple):
@@ -36,7 +37,9 @@ class Policy:
     """`model` must have been loaded with the packed attention (learner.model.attention.NAME).
 
     `temperature` and `truncation` are the sampler's, so that log-probabilities are those of the distribution that was
-    sampled from. The logits of `logit_chunk_tokens` tokens exist at a time. Raises ModelError for a head with a bias.
+    sampled from. The logits of `logit_chunk_tokens` tokens exist at a time, and with
+    checkpointing the MLP activations of `tile_tokens`. `adapter_slots` are an engine's that has
+    one copy of the adapter with the learner (FastLora). Raises ModelError for a head with a bias.
     """
 
     def __init__(
@@ -50,7 +53,9 @@ class Policy:
         logit_chunk_tokens: int,
         gradient_checkpointing: bool,
         offload_activations: bool = False,
+        tile_tokens: int = 4096,
         fused_kernels: bool = True,
+        adapter_slots: Sequence[torch.Tensor] | None = None,
     ) -> None:
         check_head(model)
         pack_linear_attention(model)
@@ -65,7 +70,9 @@ class Policy:
         self._temperature, self._truncation = temperature, truncation
         self._logit_chunk_tokens = logit_chunk_tokens
         self._offload = Offload() if offload_activations else None
-        self._fast_lora = FastLora(self.lora, self._head_VH.dtype)
+        if gradient_checkpointing:
+            tile_mlps(model, self.lora.flat, tile=tile_tokens)
+        self._fast_lora = FastLora(self.lora, self._head_VH.dtype, adapter_slots)
         model.train(gradient_checkpointing)  # checkpointing is active in training mode only; there is no dropout
 
     @property

@@ -97,6 +97,8 @@ class LearnerWorker:
         store = self._store or data_parallel.connect_store(store_host, port, seconds=seconds)
         data_parallel.join(store, self._ranks, host=host, device=self.learner.policy.device, seconds=seconds)
         self.learner.data_parallel = self._ranks
+        if self.learner.sharded is not None:
+            self.learner.sharded.connect(self._ranks)
 
     def receive(self, table: pa.Table) -> None:
         """Take the rows of the next step. All ranks have them before any of them begins."""

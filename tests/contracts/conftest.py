@@ -40,7 +40,13 @@ def sharded(real: tuple[ModelSource, Any, Policy]) -> Bench:
     return _vllm(real, devices=3)
 
 
-def _vllm(real: tuple[ModelSource, Any, Policy], *, devices: int) -> Bench:
+@pytest.fixture(scope="module")
+def crowded(real: tuple[ModelSource, Any, Policy]) -> Bench:
+    """vLLM with a cache for one of its eight sequences at full length: 46,080 bytes a token, blocks of 32 tokens."""
+    return _vllm(real, devices=1, kv_cache_bytes=46_080 * (320 + 64))
+
+
+def _vllm(real: tuple[ModelSource, Any, Policy], *, devices: int, kv_cache_bytes: int = 150 << 20) -> Bench:
     from actors.engines.vllm.engine import VllmEngine
 
     source, tokenizer, policy = real
@@ -49,7 +55,7 @@ def _vllm(real: tuple[ModelSource, Any, Policy], *, devices: int) -> Bench:
         model_path=source.path,
         max_model_len=320,
         max_num_seqs=8,
-        kv_cache_bytes=150 << 20,
+        kv_cache_bytes=kv_cache_bytes,
         share_weights=devices == 1,
         tensor_parallel_size=devices,
     )

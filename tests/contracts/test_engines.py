@@ -14,7 +14,7 @@ import torch
 from actors.engines.base import AdapterError
 from actors.models.loading import load_base_model
 from actors.models.source import ModelSource
-from actors.models.weight_sharing import named_base_weights
+from actors.models.weight_sharing import SharesAdapter, named_base_weights
 from actors.rollout import RolloutWorker
 from actors.types import AdapterLayout, Prompt, Request, Sampling
 from benchmarks.common import sample_groups
@@ -56,6 +56,40 @@ def test_unfinished_sequences_survive_an_update_and_their_rows_say_so(bench: Ben
     # What was waiting when the adapter changed has nothing of the old one.
     assert any(s[0][0] == 2 for s in spans.values())
     assert all(sum(n for _, n in spans[c.request_id]) == len(c.token_ids) for c in done)
+
+
+def test_vllms_copy_of_the_adapter_is_what_was_loaded(vllm: Bench):
+    adapter = vllm.adapter(1)
+    vllm.engine.load_adapter(adapter)
+    assert isinstance(vllm.engine, SharesAdapter)
+    slots, layout = vllm.engine.adapter_slots(), adapter.layout
+    for entry, slot in zip(layout.entries, slots, strict=True):
+        scale = layout.scaling if entry.side == "B" else 1.0
+        torch.testing.assert_close(slot, scale * entry.view(adapter.flat), atol=0, rtol=0)
+    # What a learner writes there is what the engine samples from, as if it had been loaded.
+    with torch.no_grad():
+        for slot in slots:
+            slot.mul_(0.5)
+    halved = [c.logprobs for c in vllm.sample(temperature=0.0, tokens=4, count=2)]
+    flat = 0.5 * adapter.flat
+    vllm.engine.load_adapter(replace(adapter, version=2, flat=flat))
+    assert [c.logprobs for c in vllm.sample(temperature=0.0, tokens=4, count=2)] == halved
+
+
+def test_sequences_that_wait_for_room_in_the_cache_are_counted_and_sample_the_same(vllm: Bench, crowded: Bench):
+    samples = {}
+    for bench in (vllm, crowded):
+        bench.engine.load_adapter(bench.adapter(1, seed=3))
+        before = bench.engine.preemptions
+        bench.engine.submit(
+            [Request(f"w/{i}", bench.tokens(f"Count from {i}."), Sampling(0.0, 40, i)) for i in range(6)]
+        )
+        samples[bench] = sorted(bench.finish(), key=lambda c: c.request_id)
+        assert (bench.engine.preemptions > before) == (bench is crowded)
+    for alone, waited in zip(samples[vllm], samples[crowded], strict=True):
+        assert waited.token_ids == alone.token_ids
+        assert waited.logprobs == pytest.approx(alone.logprobs, abs=1e-4)
+        assert [(s.version, s.count) for s in waited.version_spans] == [(1, len(waited.token_ids))]
 
 
 @pytest.mark.parametrize("name", ["oracle", "vllm", "sharded"])

@@ -26,6 +26,10 @@ class EchoEngine:
     def submit(self, requests: Sequence[Request]) -> None:
         self._waiting += requests
 
+    @property
+    def preemptions(self) -> int:
+        return 0
+
     def partial(self) -> dict[str, list[int]]:
         return {name: done for name, (_, done, _) in self._running.items()}
 

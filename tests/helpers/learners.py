@@ -1,13 +1,16 @@
 """Policies, learners and a table of rollouts on the tiny model."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
 import torch
 
+from actors.models.layer_loading import load_by_layer
 from actors.models.loading import load_base_model
 from actors.models.lora import FlatLora, LoraArguments
 from actors.models.source import ModelSource
+from actors.models.weight_sharing import build_meta_model
 from learner.algorithms.base import Algorithm
 from learner.batch import Rollouts
 from learner.learner import Learner
@@ -15,6 +18,7 @@ from learner.model.attention import NAME
 from learner.model.critic import Critic
 from learner.model.policy import Policy
 from learner.optimizer import Optimizer, Schedule
+from learner.parallel.sharding import Shard, ShardedBase, ShardedLayer
 from tests.helpers.rollouts import group, table, turns_of
 
 LORA: LoraArguments = {
@@ -31,6 +35,8 @@ def make_policy(
     checkpointing: bool = False,
     quantization: str = "none",
     dtype: str = "float32",
+    tile_tokens: int = 4096,
+    adapter_slots: Sequence[torch.Tensor] | None = None,
 ) -> Policy:
     """A policy on the model in `folder` whose adapter is random."""
     source = ModelSource(str(folder), None, "test")
@@ -38,10 +44,34 @@ def make_policy(
         source, dtype=dtype, device="cpu", quantization=quantization, trust_remote_code=False, attention=NAME
     )
     policy = Policy(
-        model, lora=LORA, seed=0, temperature=temperature, logit_chunk_tokens=5, gradient_checkpointing=checkpointing
+        model,
+        lora=LORA,
+        seed=0,
+        temperature=temperature,
+        logit_chunk_tokens=5,
+        gradient_checkpointing=checkpointing,
+        tile_tokens=tile_tokens,
+        adapter_slots=adapter_slots,
     )
     randomize(policy.lora)
     return policy
+
+
+def make_sharded_policy(folder: Path, shard: Shard, *, quantization: str = "none") -> tuple[Policy, ShardedBase]:
+    """The policy of `make_policy`, of whose base this rank keeps a part."""
+    source, layers = ModelSource(str(folder), None, "test"), list[ShardedLayer]()
+    meta = build_meta_model(source, dtype="float32", trust_remote_code=False, attention=NAME)
+    model = load_by_layer(
+        meta,
+        source,
+        device="cpu",
+        quantization=quantization,
+        kept=frozenset(),
+        after_layer=lambda layer: layers.append(ShardedLayer(layer, shard)),
+    )
+    policy = Policy(model, lora=LORA, seed=0, temperature=1.0, logit_chunk_tokens=5, gradient_checkpointing=True)
+    randomize(policy.lora)
+    return policy, ShardedBase(layers, shard)
 
 
 def randomize(lora: FlatLora) -> None:
@@ -88,6 +118,7 @@ def make_learner(
     max_grad_norm: float = 1.0,
     weight_decay: float = 0.0,
     schedule: Schedule | None = None,
+    sharded: ShardedBase | None = None,
 ) -> Learner:
     """A learner with the defaults of conf/schema.py, but for a learning rate that shows in one step."""
     optimizer = Optimizer(
@@ -108,7 +139,14 @@ def make_learner(
             value_clip=ppo.value_clip,
             device=policy.device,
         )
-    return Learner(policy, algorithm, optimizer=optimizer, micro_batch_tokens=micro_batch_tokens, critic=critic)
+    return Learner(
+        policy,
+        algorithm,
+        optimizer=optimizer,
+        micro_batch_tokens=micro_batch_tokens,
+        critic=critic,
+        sharded=sharded,
+    )
 
 
 def a_table() -> pa.Table:

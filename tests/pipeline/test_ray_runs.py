@@ -36,7 +36,8 @@ from tests.helpers.tiny import make_tiny_model
 def test_a_run_over_ray_gives_the_numbers_of_one_process(tiny_model: Path, tmp_path: Path):
     """The run over Ray begins in a folder of the user's, whose files have names of ours, and uses modules of it."""
     launch(overrides(tiny_model, tmp_path / "local"))
-    many = ["runtime=ray", "runtime.rollout_workers=2", "runtime.learner_data_parallel_size=2"]
+    learners = ["runtime.learner_data_parallel_size=2", "runtime.learner_shards=2"]
+    many = ["runtime=ray", "runtime.rollout_workers=2", *learners]
     launch_beside_shadows(tmp_path, overrides(tiny_model, tmp_path / "ray", *OF_MODULES, *many))
     for one, other in zip(rows(tmp_path / "local"), rows(tmp_path / "ray"), strict=True):
         assert one["reward"] == other["reward"]

@@ -106,6 +106,11 @@ def test_settings_that_cannot_work_together_are_named():
     assert "the learner does not share" in refused("runtime=ray", "engine.sleep_mode=true")
     assert "runtime.max_staleness=0" in refused("runtime.max_staleness=1", "engine.sleep_mode=true")
     assert "runtime.rollout_gpus=0.5: choose null, 2" in refused(*tensor_parallel, "runtime.rollout_gpus=0.5")
+    learners = ["runtime=ray", "runtime.learner_data_parallel_size=4"]
+    load_settings(*learners, "runtime.learner_shards=2")
+    assert "does not divide runtime.learner_data_parallel_size=4" in refused(*learners, "runtime.learner_shards=3")
+    kept = [*learners, "runtime.learner_shards=2", "learner.gradient_checkpointing=false"]
+    assert "learner_shards needs layers to be computed again" in refused(*kept)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Several ranks learn what one learner does, and share its rows fairly."""
 
 import multiprocessing
+from dataclasses import dataclass
 from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from hypothesis import strategies as st
 from learner.metrics import StepStats
 from learner.parallel import data_parallel
 from learner.parallel.data_parallel import DataParallel
-from tests.helpers.learners import make_learner, make_policy
+from learner.parallel.sharding import Shard
+from tests.helpers.learners import make_learner, make_policy, make_sharded_policy
 from tests.helpers.presets import default_algorithm
 from tests.helpers.rollouts import group, table
 
@@ -47,14 +49,30 @@ CHANGED: dict[str, dict[str, Any]] = {
 }
 
 
-def train(folder: Path, rank: DataParallel, name: str) -> tuple[torch.Tensor, StepStats]:
-    learner = make_learner(make_policy(folder), default_algorithm(name, **CHANGED[name]))
+@dataclass(frozen=True)
+class Case:
+    """What is trained, and among how many ranks the base is split."""
+
+    algorithm: str
+    shards: int = 1
+    quantization: str = "none"
+
+
+def train(folder: Path, rank: DataParallel, case: Case) -> tuple[torch.Tensor, StepStats]:
+    algorithm = default_algorithm(case.algorithm, **CHANGED[case.algorithm])
+    if case.shards > 1 and rank.world_size > 1:
+        shard = Shard(rank.rank % case.shards, case.shards)
+        policy, sharded = make_sharded_policy(folder, shard, quantization=case.quantization)
+        learner = make_learner(policy, algorithm, micro_batch_tokens=12, sharded=sharded)
+        sharded.connect(rank)
+    else:
+        learner = make_learner(make_policy(folder, quantization=case.quantization), algorithm)
     learner.data_parallel = rank
     stats = [learner.step(some_rows(step)) for step in range(STEPS)]
     return learner.adapter().flat, stats[-1]
 
 
-def run_rank(rank: DataParallel, folder: Path, name: str, answers: Queue, ports: Queue) -> None:
+def run_rank(rank: DataParallel, folder: Path, case: Case, answers: Queue, ports: Queue) -> None:
     torch.set_num_threads(1)
     if rank.rank == 0:
         store, port = data_parallel.open_store(HOST)
@@ -63,24 +81,37 @@ def run_rank(rank: DataParallel, folder: Path, name: str, answers: Queue, ports:
     else:
         store = data_parallel.connect_store(HOST, ports.get(timeout=SECONDS), seconds=SECONDS)
     data_parallel.join(store, rank, host=HOST, device="cpu", seconds=SECONDS)
-    flat, stats = train(folder, rank, name)
+    flat, stats = train(folder, rank, case)
     answers.put((rank.rank, flat.numpy(), stats))
     data_parallel.leave()
 
 
-@pytest.mark.parametrize(("world_size", "name"), [(2, "grpo"), (3, "grpo"), (2, "ppo"), (2, "online_dpo")])
-def test_several_ranks_learn_what_one_learner_does(tiny_model: Path, world_size: int, name: str):
+@pytest.mark.parametrize(
+    ("world_size", "case"),
+    [
+        (2, Case("grpo")),
+        (3, Case("grpo")),
+        (2, Case("ppo")),
+        (2, Case("online_dpo")),
+        # Ranks have more and fewer micro-batches here, and one of five none in some steps.
+        (2, Case("grpo", shards=2)),
+        (4, Case("ppo", shards=2)),
+        (5, Case("grpo", shards=5)),
+        (2, Case("online_dpo", shards=2, quantization="nf4")),
+    ],
+)
+def test_several_ranks_learn_what_one_learner_does(tiny_model: Path, world_size: int, case: Case):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.helpers.learners"])
     answers, ports = context.Queue(), context.Queue()
     ranks = [DataParallel(rank, world_size) for rank in range(world_size)]
-    processes = [context.Process(target=run_rank, args=(rank, tiny_model, name, answers, ports)) for rank in ranks]
+    processes = [context.Process(target=run_rank, args=(rank, tiny_model, case, answers, ports)) for rank in ranks]
     for process in processes:
         process.start()
     results = {rank: (flat, stats) for rank, flat, stats in (answers.get(timeout=120) for _ in processes)}
     for process in processes:
         process.join()
-    alone, expected = train(tiny_model, DataParallel(), name)
+    alone, expected = train(tiny_model, DataParallel(), case)
     for rank in range(world_size):
         flat, stats = results[rank]
         assert (flat == results[0][0]).all(), "ranks drift apart"

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from conf.compose import load_settings
-from epiphany import commands, doctor
+from epiphany import commands, doctor, machine
 from epiphany.doctor import GOOD, NOTE, PROBLEM, Finding
 
 
@@ -51,7 +51,7 @@ def test_cards(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], fre
 
 
 def test_the_limits_of_a_container_count(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setattr(doctor, "CGROUP", tmp_path)
+    monkeypatch.setattr(machine, "CGROUP", tmp_path)
     (tmp_path / "memory.max").write_text(f"{2 * 2**30}\n")
     (tmp_path / "cpu.max").write_text("150000 100000\n")
     of_topic = findings()

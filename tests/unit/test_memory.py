@@ -17,8 +17,9 @@ from conf.schema import Settings
 from epiphany.memory_settings import asked_of, workload_of
 from epiphany.run_plan import EXPANDABLE_SEGMENTS, enable_expandable_segments
 from learner.memory.advice import MemoryPlanError, longest_answer, plan_memory, room_lines
-from learner.memory.footprint import GIB, ROLES, ModelShape, Process
-from learner.memory.plan import MemoryPlan, first_that_fits, plan_without_gpu
+from learner.memory.footprint import GIB, ROLES, Process
+from learner.memory.plan import NO_TILE, TILE, MemoryPlan, first_that_fits, plan_without_gpu
+from learner.memory.shape import ModelShape
 
 # Qwen2.5-1.5B and an adapter of rank 16 on all its linear layers.
 QWEN = ModelShape(
@@ -32,6 +33,20 @@ QWEN = ModelShape(
     largest_linear=13_762_560,
     other=233_518_592,
     lora=18_464_768,
+)
+# Llama-3.1-8B, whose embedding is not its head.
+LLAMA = ModelShape(
+    layers=32,
+    hidden=4096,
+    intermediate=14336,
+    queries=4096,
+    keys=1024,
+    vocabulary=128256,
+    linear=6_979_321_856,
+    largest_linear=58_720_256,
+    other=1_050_939_392,
+    lora=41_943_040,
+    embedding=525_336_576,
 )
 WORK = (
     "algorithm.prompts_per_step=8",
@@ -68,21 +83,28 @@ def settings_of(*overrides: str) -> Settings:
 
 
 def plan_of(
-    settings: Settings, *, gib: float, shape: ModelShape = QWEN, shared: bool = True, roles: frozenset[str] = ROLES
+    settings: Settings,
+    *,
+    gib: float,
+    shape: ModelShape = QWEN,
+    shared: bool = True,
+    roles: frozenset[str] = ROLES,
+    host_gib: float | None = None,
 ) -> MemoryPlan:
-    """The plan for settings and a budget of `gib` GiB."""
+    """The plan for settings and budgets of `gib` GiB of the card and `host_gib` of the host's memory."""
     workload = workload_of(settings, settings.model.quantization)
-    process = Process(int(gib * GIB), shared=shared, roles=roles)
+    host_budget = None if host_gib is None else int(host_gib * GIB)
+    process = Process(int(gib * GIB), shared=shared, roles=roles, host_budget=host_budget)
     return plan_memory(asked_of(settings), workload, shape, process, lora_rank=settings.model.lora.rank)
 
 
 def test_parts_are_what_a_hand_counts():
     plan = plan_of(settings_of(*WORK), gib=130)
-    # 1.5437e9 weights of 2 bytes; 18.46e6 x (4 + 4 + 8 + 3 x 2); 28 layers x 2 x 256 x 2 bytes x 65 x (640 + 32)
-    # tokens.
+    # 1.5437e9 weights of 2 bytes; 18.46e6 x (4 + 4 + 8 + 2 x 2); 28 layers x 2 x 256 x 2 bytes x 64 x (640 + 32)
+    # tokens, and for vLLM's own block.
     assert plan.parts["base weights"] == 2 * (1_310_195_712 + 233_518_592)
-    assert plan.parts["adapter, gradient and optimizer"] == 18_464_768 * 22
-    assert plan.parts["key-value cache"] == 28_672 * 65 * 672
+    assert plan.parts["adapter, gradient and optimizer"] == 18_464_768 * 20
+    assert plan.parts["key-value cache"] == 28_672 * (64 * 672 + 64)
     # Four bytes for each of 151,936 tokens, of 64 sequences and of 128 rows of logits, and four workspaces of 33 MiB.
     assert plan.parts["the engine's buffers"] == 4 * 151_936 * (64 + 128) + 4 * 33 * 2**20
     assert plan.total <= 130 * GIB
@@ -91,7 +113,12 @@ def test_parts_are_what_a_hand_counts():
 
 
 def test_nf4_takes_half_a_byte_and_a_scale_for_64():
-    assert QWEN.weights("nf4") == 1_310_195_712 // 2 + 1_310_195_712 // 16 + 2 * 233_518_592
+    # A byte for the scale of 64 values, and two float32 numbers for 256 scales.
+    blocks = 1_310_195_712 // 64
+    assert QWEN.weights("nf4") == 1_310_195_712 // 2 + blocks + 8 * blocks // 256 + 2 * 233_518_592
+    # Scales that do not fill such blocks stay float32.
+    once = replace(QWEN, once_scaled=QWEN.linear)
+    assert once.weights("nf4") == 1_310_195_712 // 2 + 4 * blocks + 2 * 233_518_592
 
 
 def test_a_large_card_keeps_everything_and_a_small_one_recomputes():
@@ -170,7 +197,7 @@ def test_the_engine_sleeps_before_activations_are_offloaded_and_only_then():
     plan = plan_of(settings_of(*small), gib=7)
     assert plan.way.sleep_mode and plan.way.max_num_seqs == 96
     assert plan.total <= 7 * GIB and "the engine sleeps while the learner works" in plan.lines()[-1]
-    assert plan.way.kv_cache_bytes == 28_672 * 97 * 672
+    assert plan.way.kv_cache_bytes == 28_672 * (96 * 672 + 64)
     assert plan.allocator_bytes == 7 * GIB - plan.parts["CUDA context and graphs"]
     awake = plan_of(settings_of(*small, "engine.sleep_mode=false"), gib=7)
     assert awake.way.offload_activations and not plan.way.offload_activations
@@ -182,14 +209,18 @@ def test_the_engine_sleeps_before_activations_are_offloaded_and_only_then():
 def test_a_card_that_holds_not_all_sequences_holds_nearly_all():
     gsm8k = ("hardware=7gb", "model.quantization=nf4", "sampling.max_tokens=512", "data.max_prompt_tokens=512")
     plan = plan_of(settings_of(*gsm8k, "algorithm.prompts_per_step=16", "algorithm.group_size=8"), gib=7)
-    # 128 would take 28,672 x 129 x 1,056 bytes, 3.64 GiB, beside 2.90 of all that is there while they are sampled.
-    assert (plan.way.max_num_seqs, plan.way.sleep_mode, plan.way.micro_batch_tokens) == (112, True, 16384)
+    # Half of them would fit while the learner works, all of them only when the engine sleeps then.
+    assert (plan.way.max_num_seqs, plan.way.full_length_seqs, plan.way.sleep_mode) == (128, 128, True)
+    fewer = plan_of(settings_of(*gsm8k, "algorithm.prompts_per_step=16", "algorithm.group_size=10"), gib=7)
+    assert (fewer.way.max_num_seqs, fewer.way.full_length_seqs) == (160, 120)
+    assert fewer.way.kv_cache_bytes == 28_672 * (120 * 1056 + 64)
+    assert "160 sequences at a time (120 at full length)" in fewer.lines()[-1]
 
 
 def test_without_a_gpu_nothing_is_left_open():
     settings = settings_of()
     way = plan_without_gpu(asked_of(settings), workload_of(settings, "none"), QWEN, value_bytes=4)
-    assert way.kv_cache_bytes == 2 * 28_672 * 65 * (256 + 512 + 32)
+    assert way.kv_cache_bytes == 2 * 28_672 * (64 * (256 + 512 + 32) + 64)
     assert (way.max_num_seqs, way.micro_batch_tokens, way.logit_chunk_tokens) == (64, 8192, 1024)
     assert way.gradient_checkpointing is False and way.offload_activations is False
 
@@ -235,6 +266,54 @@ def room(gib: float, *more: str, positions: int | None = 32768) -> list[str]:
     return room_lines(asked_of(settings), workload, QWEN, process, positions=positions)
 
 
+def test_an_embedding_that_is_not_the_head_goes_to_the_host_before_activations_do():
+    small = ("model.quantization=nf4", "algorithm.prompts_per_step=1", "algorithm.group_size=8")
+    plan = plan_of(settings_of(*WORK, *small), gib=9.2, shape=LLAMA)
+    assert plan.way.embedding_on_host and not plan.way.offload_activations
+    assert plan.parts["base weights"] == LLAMA.weights("nf4") - 2 * 525_336_576
+    assert plan.on_host == 2**30 and "in the memory of the host" in "\n".join(plan.lines())
+    smaller = plan_of(settings_of(*WORK, *small), gib=7.4, shape=LLAMA)
+    assert smaller.way.embedding_on_host and smaller.way.offload_activations
+    # 32 layers of checkpoints in slabs of 64 MiB: 1,024 tokens of 4,096 numbers take one.
+    assert smaller.way.micro_batch_tokens == 1024 and smaller.on_host == 2**30 + 32 * 2**26
+    kept = plan_of(settings_of(*WORK, *small, "model.embedding_on_host=false"), gib=9.2, shape=LLAMA)
+    assert not kept.way.embedding_on_host and kept.way.offload_activations
+    assert not plan_of(settings_of(*WORK, "model.quantization=nf4"), gib=5).way.embedding_on_host
+
+
+def test_a_host_without_room_for_what_would_move_there_is_refused_with_a_sentence():
+    small = settings_of(*WORK, "model.quantization=nf4", "algorithm.prompts_per_step=1")
+    with pytest.raises(MemoryPlanError, match=r"needs 3\.00 GiB of the host's memory, too, which has 2\.00 GiB"):
+        plan_of(small, gib=7.4, shape=LLAMA, host_gib=2)
+    # Where a way without it fits, that is taken.
+    assert plan_of(small, gib=12, shape=LLAMA, host_gib=0).on_host == 0
+
+
+def test_moments_get_8_bits_before_fewer_than_half_of_the_sequences_are_sampled_at_a_time():
+    work = (*WORK, "model.quantization=nf4", "algorithm.prompts_per_step=1", "sampling.max_tokens=2048")
+    plans = [plan_of(settings_of(*work), gib=gib, shape=LLAMA).way for gib in (9, 8.5, 8, 7.6, 7.4)]
+    chosen = [(way.optimizer, way.full_length_seqs) for way in plans]
+    assert chosen == [("adamw", 7), ("adamw", 5), ("adamw8bit", 4), ("adamw8bit", 3), ("adamw8bit", 2)]
+    asked = plan_of(settings_of(*work, "learner.optimizer=adamw"), gib=8, shape=LLAMA)
+    assert (asked.way.optimizer, asked.way.full_length_seqs) == ("adamw", 3)
+    assert "moments in 8 bits" in plan_of(settings_of(*work), gib=8, shape=LLAMA).lines()[-1]
+
+
+def test_a_cache_of_the_users_holds_as_many_sequences_as_fit_into_it():
+    way = plan_of(settings_of(*WORK, "engine.kv_cache_gib=0.5"), gib=40).way
+    # 0.5 GiB are 18,724 tokens, and a sequence takes 672.
+    assert (way.kv_cache_bytes, way.full_length_seqs, way.max_num_seqs) == (GIB // 2, 27, 64)
+    with pytest.raises(MemoryPlanError, match=r"engine\.kv_cache_gib: 0\.01 GiB hold not even one sequence of 640"):
+        plan_of(settings_of(*WORK, "engine.kv_cache_gib=0.01"), gib=40)
+
+
+def test_an_mlp_in_tiles_needs_no_more_for_a_longer_stream():
+    short, long = (LLAMA.recomputed(tokens, tile=TILE) for tokens in (TILE, 32 * TILE))
+    whole = LLAMA.recomputed(32 * TILE, tile=NO_TILE)
+    assert long < 0.5 * whole and long < 32 * short
+    assert replace(LLAMA, tiles_mlp=False).recomputed(32 * TILE, tile=TILE) == whole
+
+
 def test_the_longest_answer_fits_and_one_token_more_does_not():
     settings = load_settings(*WORK, "model.quantization=nf4")
     asked, workload = asked_of(settings), workload_of(settings, "nf4")
@@ -248,7 +327,7 @@ def test_the_longest_answer_fits_and_one_token_more_does_not():
 
 
 def test_what_more_memory_would_buy_is_said():
-    few, more = room(5, "model.quantization=nf4"), room(6, "model.quantization=nf4")
+    few, more = room(3.5, "model.quantization=nf4"), room(4.5, "model.quantization=nf4")
     longest = [
         int(re.findall(r"up to ([\d,]+) tokens", line)[0].replace(",", "")) for line in (few[0], few[1], more[0])
     ]
@@ -257,4 +336,7 @@ def test_what_more_memory_would_buy_is_said():
         "answers of up to 32,640 tokens fit, all that the model has positions for",
         "one GiB more would buy nothing",
     ]
-    assert "sequences at a time instead of" in room(5, "algorithm.prompts_per_step=64", "model.quantization=nf4")[1]
+    assert (
+        "sequences at full length at a time instead of"
+        in room(5, "algorithm.prompts_per_step=64", "model.quantization=nf4")[1]
+    )

@@ -26,7 +26,7 @@ def test_what_was_not_measured_is_none_and_shown_as_a_dash():
     idle = dataclasses.replace(NUMBERS, workers={"rollout-0": {**WORKERS["rollout-0"], "seconds": 0.0}})
     row = metrics.step_row(rows, StepStats(version=1, seconds=0.1, learning_rate=1e-4), idle)
     names = ("entropy", "logprob_gap", "capped_share", "loss", "grad_norm", "learner_tokens_per_second")
-    assert {row[name] for name in (*names, "rollout_tokens_per_second", "rollout_seconds")} == {None}
+    assert {row[name] for name in (*names, "rollout_tokens_per_second", "rollout_seconds", "preemptions")} == {None}
     assert row["learning_rate"] == 1e-4
     cells = columns(row, 10, "")
     shown = ("entropy", "logprob gap", "learner tok/s", "rollout tok/s", "kl")

@@ -56,6 +56,26 @@ def test_one_batch_of_eight_equals_micro_batches(tiny_model: Path, kl: float):
         assert other_loss == pytest.approx(loss, abs=1e-6)
 
 
+def test_an_engines_copy_of_the_adapter_serves_the_learner(tiny_model: Path):
+    own = make(tiny_model)
+    layout = own.policy.lora.layout
+    # As an engine has them: each matrix in a buffer of its own, here of a rank that is twice as large.
+    slots = [
+        torch.zeros(2 * e.shape[0], e.shape[1])[: e.shape[0]]
+        if e.side == "A"
+        else torch.zeros(e.shape[0], 2 * e.shape[1])[:, : e.shape[1]]
+        for e in layout.entries
+    ]
+    policy = make_policy(tiny_model, adapter_slots=slots)
+    learner = make_learner(policy, algorithm())
+    for each in (own, learner):
+        each.accumulate(a_table())
+    torch.testing.assert_close(gradient_of(policy.lora), gradient_of(own.policy.lora), atol=1e-7, rtol=1e-6)
+    for entry, slot in zip(layout.entries, slots, strict=True):
+        scale = layout.scaling if entry.side == "B" else 1.0
+        torch.testing.assert_close(slot, scale * entry.view(policy.lora.flat.detach()), atol=0, rtol=0)
+
+
 def test_checkpointed_gradients_are_the_same(tiny_model: Path):
     plain, checkpointed = make(tiny_model), make(tiny_model, checkpointing=True)
     plain.accumulate(a_table())

@@ -17,19 +17,16 @@ import torch
 
 from actors.engines.base import EngineOptions, SpanLog, check_sampled
 from actors.engines.stop_strings import StopStrings
+from actors.engines.vllm.adapter_slot import LORA_ID, LORA_NAME, NO_PATH, AdapterSlot
 from actors.engines.vllm.environment import check_version, set_environment
 from actors.engines.vllm.internals import (
-    LORA_ID,
-    LORA_NAME,
-    NO_PATH,
-    AdapterSlot,
     Outputs,
     Sampled,
     base_weights,
     driver_worker,
     sampled_counts,
 )
-from actors.engines.vllm.patches import patch_allocate_slots
+from actors.engines.vllm.patches import patch_allocate_slots, patch_preemption
 from actors.engines.vllm.start import memory_fraction, patch_before_start, start_vllm
 from actors.models.weight_sharing import BaseWeights, SharingImpossible
 from actors.types import Adapter, AdapterLayout, Completion, Request, VersionSpan
@@ -62,6 +59,7 @@ class VllmEngine:
         self._memory_fraction = memory_fraction(options.device)
         self._engine = start_vllm(options, layout)
         patch_allocate_slots(self._engine)
+        self._preempted = patch_preemption(self._engine)
         self._slot = self._open_slot(layout)
         self._outputs = Outputs(self._engine)
         self._version, self._loads = 0, 0
@@ -81,6 +79,10 @@ class VllmEngine:
     def unfinished(self) -> int:
         return len(self._waiting) + len(self._running)
 
+    @property
+    def preemptions(self) -> int:
+        return len(self._preempted)
+
     def submit(self, requests: Sequence[Request]) -> None:
         self._waiting.extend(requests)
 
@@ -98,6 +100,11 @@ class VllmEngine:
         if self._options.tensor_parallel_size > 1:
             raise SharingImpossible("each of the engine's devices has a part of them")
         return base_weights(self._engine)
+
+    def adapter_slots(self) -> list[torch.Tensor]:
+        if not isinstance(self._slot, AdapterSlot):
+            raise SharingImpossible("each of the engine's devices has a part of the adapter")
+        return self._slot.whole_matrices()
 
     def sleep(self) -> None:
         if self._options.sleep_mode:

@@ -42,7 +42,7 @@ class LoraLinear(LoraSlices, Protocol):
     input_size: int
     is_joined: bool
     plain_weight: torch.Tensor
-    nf4_absmax: torch.Tensor | None
+    nf4_scales: list[torch.Tensor]
     joined_a: torch.Tensor
     joined_b: torch.Tensor
     widths: list[int]
@@ -114,6 +114,7 @@ class CacheManager(Protocol):
 class Scheduler(Protocol):
     requests: Mapping[str, ScheduledRequest]
     kv_cache_manager: CacheManager
+    _preempt_request: Callable[..., None]
 
 
 class Executor(Protocol):

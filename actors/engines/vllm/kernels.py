@@ -16,11 +16,25 @@ EIGHT_TO_ONE = tl.constexpr(",".join(["=r"] * 8 + ["r"]))
 
 @triton.jit(do_not_specialize=["M"])
 def nf4_product(
-    x, packed, absmax, partial, M, N, K: tl.constexpr, SPLITS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr
+    x,
+    packed,
+    scales,
+    code,
+    factors,
+    offsets,
+    partial,
+    M,
+    N,
+    K: tl.constexpr,
+    SPLITS: tl.constexpr,
+    SCALE_BLOCK: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
 ):
-    """partial[s] = x W^T over the s-th part of K, in float32. packed [N, K / 2], absmax [N, K / 64].
+    """partial[s] = x W^T over the s-th part of K, in float32. packed [N, K / 2], scales [N, K / 64].
 
-    W is the left operand of the product, so that few rows waste little of the matrix units.
+    The scales are float32 if SCALE_BLOCK is 0; else bytes, and scale i is code[byte] * factors[i / SCALE_BLOCK] +
+    offsets[i / SCALE_BLOCK]. W is the left operand of the product, so that few rows waste little of the matrix units.
     """
     n = tl.program_id(0) * BN + tl.arange(0, BN)
     split = tl.program_id(1)
@@ -32,7 +46,17 @@ def nf4_product(
     for i in range(0, PART // 64):
         k = split * PART + i * 64
         both = tl.load(packed + n[:, None] * (K // 2) + (k // 2 + byte)[None, :], mask=in_n[:, None], other=0)
-        scale = tl.load(absmax + n * (K // 64) + k // 64, mask=in_n, other=0.0)
+        place = n * (K // 64) + k // 64
+        if SCALE_BLOCK:
+            value = tl.load(code + tl.load(scales + place, mask=in_n, other=0).to(tl.int32))
+            factor = tl.load(factors + place // SCALE_BLOCK, mask=in_n, other=0.0)
+            # Rounded before the sum, as bitsandbytes does: fused, some scales would differ in their last bit.
+            product = tl.inline_asm_elementwise(
+                "mul.rn.f32 $0, $1, $2;", "=f,f,f", [value, factor], dtype=tl.float32, is_pure=True, pack=1
+            )
+            scale = product + tl.load(offsets + place // SCALE_BLOCK, mask=in_n, other=0.0)
+        else:
+            scale = tl.load(scales + place, mask=in_n, other=0.0)
         even = tl.load(x + m[None, :] * K + (k + 2 * byte)[:, None], mask=in_m[None, :], other=0.0)
         odd = tl.load(x + m[None, :] * K + (k + 2 * byte + 1)[:, None], mask=in_m[None, :], other=0.0)
         high, low = tl.inline_asm_elementwise(

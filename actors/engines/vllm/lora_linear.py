@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 import torch
 
+from actors.engines.vllm.nf4_scales import BLOCK, SCALE_BLOCK, plain_scales
+
 FEW_ROWS = 64
-BLOCK = 64  # inputs that share a scale in nf4, and the step of the kernels
 MAX_SPLITS = 16
 PROGRAMS = 1024  # enough to keep a large GPU busy
 
@@ -20,13 +21,13 @@ PROGRAMS = 1024  # enough to keep a large GPU busy
 class LoraLayer(NamedTuple):
     """The tensors of a layer of one or more slices, which are stacked along N and have an A of their own each.
 
-    `weight` is [N, K], or nf4's packed bytes if `absmax` (float32, one scale for 64 values of a row) is not None.
-    `a` is [slices * R, K] with the A of every slice; `b_NR` is already times alpha / rank. `widths` are the outputs of
-    each slice and add up to N.
+    `weight` is [N, K], or nf4's packed bytes if there are `scales`: one tensor of them, or four that say it in fewer
+    bytes (nf4_scales.py). `a` is [slices * R, K] with the A of every slice; `b_NR` is already times alpha / rank.
+    `widths` are the outputs of each slice and add up to N.
     """
 
     weight: torch.Tensor
-    absmax: torch.Tensor | None
+    scales: Sequence[torch.Tensor]
     bias_N: torch.Tensor | None
     a: torch.Tensor
     b_NR: torch.Tensor
@@ -49,8 +50,9 @@ def lora_linear(x_MK: torch.Tensor, layer: LoraLayer) -> torch.Tensor:
 
 
 def _many_rows(x_MK: torch.Tensor, layer: LoraLayer) -> torch.Tensor:
-    weight, absmax, bias_N, a, b_NR, widths = layer
-    if absmax is not None:
+    weight, scales, bias_N, a, b_NR, widths = layer
+    if scales:
+        absmax = plain_scales(scales)
         shape = (b_NR.shape[0], x_MK.shape[1])
         weight = torch.ops.bitsandbytes.dequantize_4bit(weight, absmax, BLOCK, "nf4", shape, x_MK.dtype)
     out_MN = torch.nn.functional.linear(x_MK, weight, bias_N)
@@ -66,7 +68,7 @@ def _few_rows(x_MK: torch.Tensor, layer: LoraLayer) -> torch.Tensor:
     from actors.engines.vllm import kernels as kernel_module
 
     kernels: Any = kernel_module  # a Triton function is indexed by its grid, which its type does not say
-    weight, absmax, bias_N, a, b_NR, widths = layer
+    weight, scales, bias_N, a, b_NR, widths = layer
     (rows, inputs), (outputs, rank) = x_MK.shape, b_NR.shape
     bm = max(16, _power_of_2(rows))
     down_splits = _largest_divisor(inputs // BLOCK, MAX_SPLITS)
@@ -87,7 +89,7 @@ def _few_rows(x_MK: torch.Tensor, layer: LoraLayer) -> torch.Tensor:
             BA=max(16, _power_of_2(len(a))),
             num_stages=3,
         )
-    if absmax is None:
+    if not scales:
         base, splits = torch.nn.functional.linear(x_MK, weight, bias_N), 0
         bias_N, out_MN = None, base
     else:
@@ -96,7 +98,19 @@ def _few_rows(x_MK: torch.Tensor, layer: LoraLayer) -> torch.Tensor:
         splits = _largest_divisor(inputs // BLOCK, max(1, min(MAX_SPLITS, 256 // bm, -(-PROGRAMS // tiles))))
         base = torch.empty(splits * rows * outputs, dtype=torch.float32, device=x_MK.device)
         kernels.nf4_product[(tiles, splits)](
-            x_MK, weight, absmax, base, rows, outputs, K=inputs, SPLITS=splits, BM=bm, BN=64, num_warps=4, num_stages=3
+            x_MK,
+            weight,
+            *(scales if len(scales) > 1 else [scales[0]] * 4),
+            base,
+            rows,
+            outputs,
+            K=inputs,
+            SPLITS=splits,
+            SCALE_BLOCK=SCALE_BLOCK if len(scales) > 1 else 0,
+            BM=bm,
+            BN=64,
+            num_warps=4,
+            num_stages=3,
         )
         out_MN = x_MK.new_empty(rows, outputs)
     main.wait_stream(side)
@@ -143,7 +157,7 @@ def _power_of_2(number: int) -> int:
 # torch.ops.epiphany.lora_linear(x, *layer): opaque to compilers, which see its shape only.
 torch.library.define(
     "epiphany::lora_linear",
-    "(Tensor x, Tensor weight, Tensor? absmax, Tensor? bias, Tensor a, Tensor b, int[] widths) -> Tensor",
+    "(Tensor x, Tensor weight, Tensor[] scales, Tensor? bias, Tensor a, Tensor b, int[] widths) -> Tensor",
 )
 torch.library.impl(
     "epiphany::lora_linear", "CompositeExplicitAutograd", lambda x, *layer: lora_linear(x, LoraLayer(*layer))

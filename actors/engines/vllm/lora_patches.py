@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from actors.engines.base import EngineUnavailable
-from actors.engines.vllm.lora_linear import BLOCK, supports
+from actors.engines.vllm.lora_linear import supports
+from actors.engines.vllm.nf4_scales import BLOCK, can_join, join_scales
 from actors.models.families import ModelFamily
 
 if TYPE_CHECKING:
@@ -32,8 +33,7 @@ def patch_lora_layers() -> None:
     """Make each LoRA layer one operation (lora_linear.py) for the one adapter that every request carries.
 
     Relies on `create_lora_weights`, `_apply_sync` and `output_slices` of the LoRA layers, whose buffers become views of
-    one A and one B, and on `_bind_quant_states_to_params` of the bitsandbytes loader, whose scales become views of one
-    tensor a layer.
+    one A and one B.
 
     Cause: vLLM launches a fill, a shrink and an expand beside each layer's product, and for nf4 one product (or an
         unpacking and a product) a slice.
@@ -60,7 +60,7 @@ def patch_lora_layers() -> None:
         out = torch.ops.epiphany.lora_linear(
             x.reshape(-1, x.shape[-1]),
             self.plain_weight,
-            self.nf4_absmax,
+            self.nf4_scales,
             bias,
             self.joined_a,
             self.joined_b,
@@ -80,10 +80,10 @@ def patch_lora_layers() -> None:
 def _join(layer: LoraLinear) -> bool:
     """Lay the adapter's slices end to end. Returns whether lora_linear can compute this layer."""
     base, slices, rank = layer.base_layer, len(layer.lora_a_stacked), layer.lora_a_stacked[0].shape[2]
-    layer.nf4_absmax = getattr(base, "nf4_absmax", None)
+    layer.nf4_scales = getattr(base, "nf4_scales", [])
     layer.plain_weight = base.weight.data
     is_plain = layer.plain_weight.dim() == 2 and layer.plain_weight.dtype in (torch.bfloat16, torch.float16)
-    if not (layer.nf4_absmax is not None or is_plain) or not supports(layer.input_size, rank, slices):
+    if not (layer.nf4_scales or is_plain) or not supports(layer.input_size, rank, slices):
         return False
     layer.joined_a = torch.cat([a[0, 0] for a in layer.lora_a_stacked])
     layer.joined_b = torch.cat([b[0, 0] for b in layer.lora_b_stacked])
@@ -142,33 +142,35 @@ def patch_cpu_lora() -> None:
     PunicaWrapperCPU._groups_by_adapter = True  # type: ignore[attr-defined]
 
 
-def patch_nf4_loader() -> None:
-    """Let the loader leave `nf4_absmax`, the scales of all slices of a layer end to end, on each nf4 layer.
+def patch_nf4_loader(*, quantized_scales: bool) -> None:
+    """Let the loader leave `nf4_scales` on each nf4 layer: the scales of its slices end to end, as LoraLayer has them.
 
-    Cause: the loader keeps the scales of each slice in a tensor of its own, and lora_linear reads them as one.
+    With `quantized_scales` they stay as double quantization has them, where slices allow it. Relies on
+    `_bind_quant_states_to_params` and `_dequantize_dq`, and on the `bnb_quant_state` of each weight, whose tensors
+    become views.
+
+    Cause: the loader keeps the scales of each slice in a tensor of its own, and lora_linear reads them as one; and it
+        unpacks double quantization, which takes four times the memory of the scales.
     Upstream: none filed.
     Remove when: `patch_lora_layers` is removed.
     """
     loader = _import_bitsandbytes("BitsAndBytesModelLoader", BITSANDBYTES_LOADER)
-    if getattr(loader, "_joins_scales", False):
-        return
-    stock = loader._bind_quant_states_to_params
+    stock, unpack = loader.__dict__.get("_epiphany_stock", (loader._bind_quant_states_to_params, loader._dequantize_dq))
 
     def bind(self: object, model: torch.nn.Module, quant_states: object) -> None:
         stock(self, model, quant_states)
         for module in model.modules():
             states = getattr(getattr(module, "weight", None), "bnb_quant_state", None)
-            if not isinstance(states, dict):
-                continue
-            parts = [states[i] for i in range(len(states))]
-            if all(s.quant_type == "nf4" and s.blocksize == BLOCK and not s.nested for s in parts):
-                joined = torch.cat([s.absmax for s in parts])
-                module.nf4_absmax = joined
-                for state, absmax in zip(parts, joined.split([len(s.absmax) for s in parts]), strict=True):
-                    state.absmax = absmax
+            if isinstance(states, dict):
+                parts = [states[i] for i in range(len(states))]
+                if not (quantized_scales and can_join(parts)):
+                    unpack(self, states)
+                if all(s.quant_type == "nf4" and s.blocksize == BLOCK for s in parts):
+                    vars(module)["nf4_scales"] = join_scales(parts)
 
     loader._bind_quant_states_to_params = bind
-    loader._joins_scales = True
+    loader._dequantize_dq = lambda _, states: states
+    loader._epiphany_stock = stock, unpack
 
 
 def patch_nf4_skipped_modules(modules: Iterable[str], *, family: ModelFamily) -> None:

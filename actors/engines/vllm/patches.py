@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING
 from actors.engines.vllm.internals import engine_core
 from actors.engines.vllm.lora_linear import can_use_kernels
 from actors.engines.vllm.lora_patches import patch_cpu_lora, patch_lora_layers
+from actors.models.host_memory import move_to_host
 
 if TYPE_CHECKING:
     from vllm import LLMEngine
     from vllm.config.lora import LoRAConfig
 
-    from actors.engines.vllm.interfaces import PoolingWorker, ScheduledRequest
+    from actors.engines.vllm.interfaces import DeviceWorker, PoolingWorker, ScheduledRequest
 
 
 def patch_process(device: str) -> None:
@@ -162,6 +163,50 @@ def patch_sleep_mode() -> None:
 
     pool_context._spares_weights = True  # type: ignore[attr-defined]
     Worker._maybe_get_memory_pool_context = pool_context  # type: ignore[method-assign]
+
+
+def patch_embedding() -> None:
+    """Move the embedding of a model to the host's memory as soon as it is loaded (actors/models/host_memory.py), before
+    CUDA graphs are captured and the cache takes its memory.
+
+    Cause: the embedding takes as much of the card as the head, and a step reads a few of its rows.
+    Upstream: none filed; `cpu_offload_gb` and `cpu_offload_params` move whole layers.
+    Remove when: an engine argument moves the embedding.
+    """
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
+    from vllm.v1.worker.gpu_worker import Worker
+
+    stock = Worker.load_model
+    if getattr(stock, "_moves_embedding", False):
+        return
+
+    def load_model(self: DeviceWorker, *args: object, **kwargs: object) -> None:
+        stock(self, *args, **kwargs)  # type: ignore[arg-type]
+        model = self.model_runner.model
+        for module in list(model.modules()):
+            if isinstance(module, VocabParallelEmbedding) and not isinstance(module, ParallelLMHead):
+                move_to_host(model, module)
+
+    load_model._moves_embedding = True  # type: ignore[attr-defined]
+    Worker.load_model = load_model  # type: ignore[method-assign,assignment]
+
+
+def patch_preemption(engine: LLMEngine) -> list[str]:
+    """Count the sequences that have to wait when the cache is full: their names, as they are sent back.
+
+    Cause: vLLM counts them in statistics that cost time in every step, and that are off here.
+    Upstream: none filed; https://github.com/vllm-project/vllm/pull/10169 logs a warning of each.
+    Remove when: a finished request says how often it was preempted.
+    """
+    scheduler, names = engine_core(engine).scheduler, list[str]()
+    stock = scheduler._preempt_request
+
+    def preempt(request: ScheduledRequest, *args: object, **kwargs: object) -> None:
+        names.append(request.request_id)
+        stock(request, *args, **kwargs)
+
+    scheduler._preempt_request = preempt
+    return names
 
 
 def patch_allocate_slots(engine: LLMEngine) -> None:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TypeAlias
 
 from actors.engines.base import EngineOptions
+from actors.engines.vllm.adapter_slot import slot_rank
 from actors.engines.vllm.environment import check_nf4, check_version
-from actors.engines.vllm.internals import slot_rank
 from rewards.process import bind_to_parent
 
 MODULE = "vllm.entrypoints.openai.api_server"

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from actors.engines.base import EngineOptions
-from actors.engines.vllm.internals import slot_rank
+from actors.engines.vllm.adapter_slot import slot_rank
 from actors.engines.vllm.lora_patches import patch_nf4_loader, patch_nf4_skipped_modules
-from actors.engines.vllm.patches import patch_cpu_repacking, patch_process, patch_sleep_mode
+from actors.engines.vllm.patches import patch_cpu_repacking, patch_embedding, patch_process, patch_sleep_mode
 from actors.models.families import family_of
 from actors.models.loading import load_config
 from actors.models.lora import lora_arguments_of
@@ -26,11 +26,13 @@ def patch_before_start(options: EngineOptions) -> None:
         patch_cpu_repacking()
     if options.sleep_mode:
         patch_sleep_mode()
+    if options.embedding_on_host:
+        patch_embedding()
     if options.quantization == "nf4":
         source = ModelSource(options.model_path, options.revision, options.model_path)
         config = load_config(source, trust_remote_code=options.trust_remote_code)
         patch_nf4_skipped_modules(options.keep_16bit, family=family_of(config))
-        patch_nf4_loader()
+        patch_nf4_loader(quantized_scales=options.quantized_scales)
 
 
 def start_vllm(options: EngineOptions, layout: AdapterLayout) -> LLMEngine:

@@ -13,8 +13,9 @@ from vllm.platforms import current_platform
 from vllm.utils.import_utils import resolve_obj_by_qualname
 
 from actors.engines.base import check_adapter
+from actors.engines.vllm.adapter_slot import AdapterSlot
 from actors.engines.vllm.interfaces import DeviceWorker
-from actors.engines.vllm.internals import AdapterSlot, engine_core
+from actors.engines.vllm.internals import engine_core
 from actors.engines.vllm.patches import patch_cpu_communicator, patch_process
 from actors.types import Adapter, AdapterLayout
 from rewards.process import bind_to_parent
