@@ -75,6 +75,15 @@ def process_on_this_card(
     )
 
 
+def taken_by_others(settings: Settings) -> list[str]:
+    """A line for the user if other processes leave less of the card than hardware.vram_gib asks for."""
+    (free, total), limit = torch.cuda.mem_get_info(), settings.hardware.vram_gib
+    if limit is None or limit * GIB <= free:
+        return []
+    has = f"hardware.vram_gib={limit:g}: this card has {total / GIB:.2f} GiB, of which {free / GIB:.2f} are free"
+    return [has if limit * GIB > total else f"{has}: other processes have the rest (nvidia-smi shows them)"]
+
+
 def _share_of_gpu(settings: Settings, roles: frozenset[str]) -> float:
     """The share of one GPU that a process with these roles may use."""
     runtime = settings.runtime

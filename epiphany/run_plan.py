@@ -21,9 +21,9 @@ from actors.types import AdapterLayout
 from conf.errors import UsageError
 from conf.schema import Settings
 from epiphany.adapters import lora_arguments
-from epiphany.memory_settings import asked_of, process_on_this_card, shares_adapter, workload_of
+from epiphany.memory_settings import asked_of, process_on_this_card, shares_adapter, taken_by_others, workload_of
 from epiphany.placement import threads_of
-from learner.memory.advice import plan_memory
+from learner.memory.advice import MemoryPlanError, check_cache, plan_memory
 from learner.memory.footprint import ROLES, Way
 from learner.memory.plan import MemoryPlan, plan_without_gpu
 from learner.memory.shape import ModelShape
@@ -186,10 +186,16 @@ def _plan_memory(
     asked, workload = asked_of(settings), workload_of(settings, quantization)
     if device.kind != "cuda":
         value_bytes = getattr(torch, device.dtype).itemsize
-        return plan_without_gpu(asked, workload, shape, value_bytes=value_bytes), [], None
+        way = plan_without_gpu(asked, workload, shape, value_bytes=value_bytes)
+        check_cache(way, workload)
+        return way, [], None
     process = process_on_this_card(settings, roles, has_one_adapter=has_one_adapter)
-    plan = plan_memory(asked, workload, shape, process, lora_rank=settings.model.lora.rank)
-    lines = plan.lines()
+    taken = taken_by_others(settings)
+    try:
+        plan = plan_memory(asked, workload, shape, process, lora_rank=settings.model.lora.rank)
+    except MemoryPlanError as error:
+        raise MemoryPlanError("\n".join([str(error), *taken])) from None
+    lines = [*plan.lines(), *taken]
     if settings.model.dtype == "bfloat16" and device.dtype == "float16":
         lines.insert(0, "this card has no bfloat16: computing in float16 instead")
     return plan.way, lines, plan

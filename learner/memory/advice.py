@@ -19,11 +19,7 @@ class MemoryPlanError(UsageError):
 def plan_memory(asked: Asked, workload: Workload, shape: ModelShape, process: Process, *, lora_rank: int) -> MemoryPlan:
     """The fastest way to run that fits the process's budgets. Raises MemoryPlanError."""
     plan, smallest = first_that_fits(asked, workload, shape, process)
-    if smallest.way.full_length_seqs < 1:
-        raise MemoryPlanError(
-            f"engine.kv_cache_gib: {smallest.way.kv_cache_bytes / GIB:.2f} GiB hold not even one sequence of "
-            f"{workload.longest} tokens; leave it open, or lower data.max_prompt_tokens or sampling.max_tokens"
-        )
+    check_cache(smallest.way, workload)
     if plan is not None:
         return plan
     if process.host_budget is not None:
@@ -60,6 +56,15 @@ def plan_memory(asked: Asked, workload: Workload, shape: ModelShape, process: Pr
             ]
         )
     )
+
+
+def check_cache(way: Way, workload: Workload) -> None:
+    """Raises MemoryPlanError if the cache that the user asked for holds no sequence at full length."""
+    if way.full_length_seqs < 1:
+        raise MemoryPlanError(
+            f"engine.kv_cache_gib: {way.kv_cache_bytes / GIB:.2f} GiB hold not even one sequence of {workload.longest} "
+            "tokens; leave it open, or lower data.max_prompt_tokens or sampling.max_tokens"
+        )
 
 
 def longest_answer(asked: Asked, workload: Workload, shape: ModelShape, process: Process, *, most: int) -> int:

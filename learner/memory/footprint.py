@@ -132,7 +132,8 @@ def host_footprint(way: Way, workload: Workload, shape: ModelShape, process: Pro
     activations = 0
     if way.offload_activations and "learner" in process.roles:
         layer = VALUE_BYTES * shape.hidden * _stream_tokens(way, workload)
-        activations = shape.layers * math.ceil(layer / SLAB_BYTES) * SLAB_BYTES
+        # The inputs of all layers, and of the norm behind the last one.
+        activations = (shape.layers + 1) * math.ceil(layer / SLAB_BYTES) * SLAB_BYTES
     return embedding + activations
 
 

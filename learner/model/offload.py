@@ -96,9 +96,9 @@ class Offload:
     def _unpack(self, saved: torch.Tensor | _Offloaded) -> torch.Tensor:
         if isinstance(saved, torch.Tensor):
             return saved
-        self._in_flight.clear()
         tensor = self._send_back(saved)
         torch.cuda.current_stream().wait_event(saved.event)
+        self._in_flight.clear()  # copies to the host came before on the same stream
         saved.returning = None
         if saved.index:
             self._send_back(self._saved[saved.index - 1])

@@ -14,7 +14,7 @@ from actors.models.loading import keep_language_model, model_class
 from benchmarks.family_models import LAYERS, family_config
 from conf.compose import load_settings
 from conf.schema import Settings
-from epiphany.memory_settings import asked_of, workload_of
+from epiphany.memory_settings import asked_of, taken_by_others, workload_of
 from epiphany.run_plan import EXPANDABLE_SEGMENTS, enable_expandable_segments
 from learner.memory.advice import MemoryPlanError, longest_answer, plan_memory, room_lines
 from learner.memory.footprint import GIB, ROLES, Process
@@ -274,8 +274,8 @@ def test_an_embedding_that_is_not_the_head_goes_to_the_host_before_activations_d
     assert plan.on_host == 2**30 and "in the memory of the host" in "\n".join(plan.lines())
     smaller = plan_of(settings_of(*WORK, *small), gib=7.4, shape=LLAMA)
     assert smaller.way.embedding_on_host and smaller.way.offload_activations
-    # 32 layers of checkpoints in slabs of 64 MiB: 1,024 tokens of 4,096 numbers take one.
-    assert smaller.way.micro_batch_tokens == 1024 and smaller.on_host == 2**30 + 32 * 2**26
+    # The inputs of 32 layers and of the last norm in slabs of 64 MiB: 1,024 tokens of 4,096 numbers take one.
+    assert smaller.way.micro_batch_tokens == 1024 and smaller.on_host == 2**30 + 33 * 2**26
     kept = plan_of(settings_of(*WORK, *small, "model.embedding_on_host=false"), gib=9.2, shape=LLAMA)
     assert not kept.way.embedding_on_host and kept.way.offload_activations
     assert not plan_of(settings_of(*WORK, "model.quantization=nf4"), gib=5).way.embedding_on_host
@@ -283,7 +283,7 @@ def test_an_embedding_that_is_not_the_head_goes_to_the_host_before_activations_d
 
 def test_a_host_without_room_for_what_would_move_there_is_refused_with_a_sentence():
     small = settings_of(*WORK, "model.quantization=nf4", "algorithm.prompts_per_step=1")
-    with pytest.raises(MemoryPlanError, match=r"needs 3\.00 GiB of the host's memory, too, which has 2\.00 GiB"):
+    with pytest.raises(MemoryPlanError, match=r"needs 3\.06 GiB of the host's memory, too, which has 2\.00 GiB"):
         plan_of(small, gib=7.4, shape=LLAMA, host_gib=2)
     # Where a way without it fits, that is taken.
     assert plan_of(small, gib=12, shape=LLAMA, host_gib=0).on_host == 0
@@ -305,6 +305,19 @@ def test_a_cache_of_the_users_holds_as_many_sequences_as_fit_into_it():
     assert (way.kv_cache_bytes, way.full_length_seqs, way.max_num_seqs) == (GIB // 2, 27, 64)
     with pytest.raises(MemoryPlanError, match=r"engine\.kv_cache_gib: 0\.01 GiB hold not even one sequence of 640"):
         plan_of(settings_of(*WORK, "engine.kv_cache_gib=0.01"), gib=40)
+
+
+def test_a_card_that_others_use_is_named(monkeypatch: pytest.MonkeyPatch):
+    def lines(limit: str, free: float) -> list[str]:
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (int(free * GIB), 24 * GIB))
+        return taken_by_others(settings_of(f"hardware.vram_gib={limit}"))
+
+    assert lines("null", 3) == [] and lines("20", 22) == []
+    assert lines("20", 12.5) == [
+        "hardware.vram_gib=20: this card has 24.00 GiB, of which 12.50 are free: other processes have the rest "
+        "(nvidia-smi shows them)"
+    ]
+    assert lines("44", 23.5) == ["hardware.vram_gib=44: this card has 24.00 GiB, of which 23.50 are free"]
 
 
 def test_an_mlp_in_tiles_needs_no_more_for_a_longer_stream():
