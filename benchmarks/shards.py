@@ -55,7 +55,7 @@ def run_rank(rank: int, ranks: int, settings: Settings, port: int, whole: torch.
     data_parallel.join(store, this, host=HOST, device=learner.policy.device, seconds=SECONDS)
     learner.data_parallel = this
     if learner.sharded is not None:
-        learner.sharded.connect(this)
+        learner.sharded.connect(this, seconds=SECONDS)
     table = random_rollouts(settings, plan.shape.vocabulary)
     learner.step(table)
     start = time.perf_counter()

@@ -202,17 +202,17 @@ def _unread_evaluation(settings: Settings) -> Iterator[str]:
 
 
 def _runtime_problems(settings: Settings) -> Iterator[str]:
-    runtime, engine = settings.runtime, settings.engine
+    runtime, engine, learner = settings.runtime, settings.engine, settings.learner
     if runtime.name == "local":
         for name in ("rollout_workers", "learner_data_parallel_size"):
             if getattr(runtime, name) > 1:
                 yield f"runtime.{name}: more than 1 needs runtime=ray"
     if runtime.learner_data_parallel_size % runtime.learner_shards:
-        yield (
-            f"runtime.learner_shards={runtime.learner_shards} does not divide runtime.learner_data_parallel_size="
-            f"{runtime.learner_data_parallel_size}: every part of the base weights needs a learner"
-        )
-    if runtime.learner_shards > 1 and settings.learner.gradient_checkpointing is False:
+        size = f"runtime.learner_data_parallel_size={runtime.learner_data_parallel_size}"
+        yield f"runtime.learner_shards={runtime.learner_shards} does not divide {size}: every part needs a learner"
+    if learner.offload_activations and learner.gradient_checkpointing is False:
+        yield "learner.offload_activations=true moves checkpoints: leave out learner.gradient_checkpointing=false"
+    if runtime.learner_shards > 1 and learner.gradient_checkpointing is False:
         yield "learner.gradient_checkpointing=false: learner_shards needs layers to be computed again"
     if engine.sleep_mode and runtime.name == "ray":
         yield "engine.sleep_mode=true: with runtime=ray the learner does not share the engine's memory; leave it out"

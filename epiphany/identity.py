@@ -32,7 +32,6 @@ def identity_of_settings(settings: Settings) -> dict[str, object]:
         "model.lora.target_modules": None if lora.target_modules is None else sorted(lora.target_modules),
         "algorithm.name": settings.algorithm.name,
         "algorithm.group_size": settings.algorithm.group_size,
-        "learner.optimizer": settings.learner.optimizer,
         "sampling.temperature": settings.sampling.temperature,
         "sampling.top_k": settings.sampling.top_k,
         "sampling.top_p": settings.sampling.top_p,

@@ -1,5 +1,7 @@
 """A Learner from a plan: its base weights, policy, algorithm and optimizer. Knows settings; starts nothing else."""
 
+import contextlib
+
 from transformers import PreTrainedModel
 
 from actors.engines.base import Engine
@@ -36,7 +38,10 @@ def make_learner_of_plan(
         origin = f"one of {settings.runtime.learner_shards} parts"
     else:
         base, origin = _base_model(settings, plan, engine)
-    slots = engine.adapter_slots() if plan.shares_adapter and isinstance(engine, SharesAdapter) else None
+    slots = None
+    if plan.shares_adapter and isinstance(engine, SharesAdapter):
+        with contextlib.suppress(SharingImpossible):  # then the learner has a copy of its own
+            slots = engine.adapter_slots()
     check_finite(base, settings.model.path)
     policy = Policy(
         base,
@@ -127,6 +132,7 @@ def _sharded_base(settings: Settings, plan: RunPlan, rank: int) -> tuple[PreTrai
         device=plan.device.kind,
         quantization=plan.engine.quantization,
         kept=frozenset(plan.engine.keep_16bit),
+        trust_remote_code=settings.model.trust_remote_code,
         after_layer=lambda layer: layers.append(ShardedLayer(layer, shard)),
     )
     if plan.way.embedding_on_host:

@@ -5,6 +5,7 @@ from pathlib import Path
 import psutil
 
 CGROUP = Path("/sys/fs/cgroup")
+GPUS = Path("/proc/driver/nvidia/gpus")
 
 
 def container_limit(name: str) -> float | None:
@@ -25,6 +26,11 @@ def free_memory() -> int:
         return free
     used = container_limit("memory.current") or 0
     return max(0, min(free, int(limit - used + _cached_files())))
+
+
+def gpus_of_machine() -> int:
+    """How many GPUs NVIDIA's driver has, of which this process may see fewer; 1 if it does not say."""
+    return max(1, len(list(GPUS.glob("*")))) if GPUS.is_dir() else 1
 
 
 def _cached_files() -> int:

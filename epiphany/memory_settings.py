@@ -1,12 +1,14 @@
 """What the memory plan is made of: what the settings fix, what they ask for, and what this machine's card has."""
 
+import math
 from collections.abc import Iterable
 
 import torch
 
+from actors.engines.vllm.adapter_slot import slot_rank
 from actors.models.families import ATTENTION, MLP
 from conf.schema import Settings
-from epiphany.machine import free_memory
+from epiphany.machine import free_memory, gpus_of_machine
 from learner.algorithms.table import has_critic
 from learner.memory.footprint import GIB, ROLES, Process, Workload
 from learner.memory.plan import Asked
@@ -25,6 +27,8 @@ def workload_of(settings: Settings, quantization: str) -> Workload:
         max_staleness=settings.runtime.max_staleness,
         quantization=quantization,
         kv_cache_dtype=settings.engine.kv_cache_dtype,
+        answers_per_unit=2 if algorithm.name == "online_dpo" else 1,
+        slot_ratio=slot_rank(settings.model.lora.rank) / settings.model.lora.rank,
         has_critic=has_critic(algorithm.name),
         has_entropy_bonus=algorithm.entropy_coefficient != 0,
     )
@@ -71,7 +75,7 @@ def process_on_this_card(
         roles=roles,
         shares_adapter=has_one_adapter and roles == ROLES,
         ranks=settings.runtime.learner_data_parallel_size,
-        host_budget=int(HOST_SHARE * free_memory()),
+        host_budget=int(HOST_SHARE * free_memory() / _processes_beside(settings)),
     )
 
 
@@ -82,6 +86,16 @@ def taken_by_others(settings: Settings) -> list[str]:
         return []
     has = f"hardware.vram_gib={limit:g}: this card has {total / GIB:.2f} GiB, of which {free / GIB:.2f} are free"
     return [has if limit * GIB > total else f"{has}: other processes have the rest (nvidia-smi shows them)"]
+
+
+def _processes_beside(settings: Settings) -> int:
+    """How many of the run's processes may share this machine's memory: no more than its GPUs have room for."""
+    runtime = settings.runtime
+    if runtime.name == "local":
+        return 1
+    shares = [share for share in (runtime.rollout_gpus, runtime.learner_gpus) if share]
+    room = math.ceil(gpus_of_machine() / min([1.0, *shares]))
+    return max(1, min(runtime.rollout_workers + runtime.learner_data_parallel_size, room))
 
 
 def _share_of_gpu(settings: Settings, roles: frozenset[str]) -> float:

@@ -5,30 +5,26 @@ weights, and how memory is used. It is made before anything loads. Knows models'
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import PreTrainedModel
 
 from actors.engines.base import EngineOptions
 from actors.engines.registry import choose_engine
-from actors.models.families import ModelFamily, check_quantization, family_of
-from actors.models.loading import check_checkpoint, checkpoint_quantization, choose_dtype, positions_of
-from actors.models.lora import adapter_layout, lora_arguments_of
+from actors.models.loading import choose_dtype
+from actors.models.lora import lora_arguments_of
 from actors.models.source import ModelSource
-from actors.models.weight_sharing import build_meta_model, resolve_kept_modules
 from actors.types import AdapterLayout
 from conf.errors import UsageError
 from conf.schema import Settings
-from epiphany.adapters import lora_arguments
+from epiphany.checked_model import check_embedding, check_model
 from epiphany.memory_settings import asked_of, process_on_this_card, shares_adapter, taken_by_others, workload_of
 from epiphany.placement import threads_of
 from learner.memory.advice import MemoryPlanError, check_cache, plan_memory
 from learner.memory.footprint import ROLES, Way
 from learner.memory.plan import MemoryPlan, plan_without_gpu
 from learner.memory.shape import ModelShape
-from learner.model.attention import NAME
-from learner.model.supported import check_attention, check_head
 
 EXPANDABLE_SEGMENTS = "expandable_segments:True"
 
@@ -83,37 +79,13 @@ def choose_device(settings: Settings) -> Device:
     return Device(kind, threads_of(settings), choose_dtype(settings.model.dtype, kind))
 
 
-@dataclass(frozen=True)
-class CheckedModel:
-    """A model that can run here, without weights, and what is planned with: its adapter, its sizes, what nf4 leaves."""
+def plan_run(
+    settings: Settings, source: ModelSource, *, roles: frozenset[str] = ROLES, is_server: bool = False
+) -> RunPlan:
+    """What a process of this machine with these `roles` will do. Raises UsageError for what cannot run.
 
-    meta_model: PreTrainedModel
-    family: ModelFamily
-    quantization: str
-    kept: frozenset[str]
-    layout: AdapterLayout
-    shape: ModelShape
-
-
-def check_model(settings: Settings, source: ModelSource, *, dtype: str) -> CheckedModel:
-    """The model of the settings. Raises UsageError for what no engine or learner of ours computes."""
-    model = settings.model
-    quantization = checkpoint_quantization(source, trust_remote_code=model.trust_remote_code) or model.quantization
-    meta_model = build_meta_model(source, dtype=dtype, trust_remote_code=model.trust_remote_code, attention=NAME)
-    longest = settings.data.max_prompt_tokens + settings.sampling.max_tokens
-    _check_positions(meta_model, longest, model.path)
-    check_checkpoint(source, meta_model, trust_remote_code=model.trust_remote_code)
-    check_attention(meta_model, longest=longest)
-    check_head(meta_model)
-    kept = resolve_kept_modules(meta_model, model.keep_16bit)
-    family = family_of(meta_model.config)
-    check_quantization(family, quantization)
-    layout = adapter_layout(meta_model, **lora_arguments(settings, family))
-    return CheckedModel(meta_model, family, quantization, kept, layout, ModelShape.of(meta_model, layout.size, kept))
-
-
-def plan_run(settings: Settings, source: ModelSource, *, roles: frozenset[str] = ROLES) -> RunPlan:
-    """What a process of this machine with these `roles` will do. Raises UsageError for what cannot run."""
+    `is_server`: the engine is vLLM's own server, which leaves no part of the base out of the card's memory.
+    """
     device = choose_device(settings)
     checked = check_model(settings, source, dtype=device.dtype)
     quantization, shape = checked.quantization, checked.shape
@@ -128,10 +100,17 @@ def plan_run(settings: Settings, source: ModelSource, *, roles: frozenset[str] =
         family=checked.family,
         tensor_parallel_size=settings.engine.tensor_parallel_size,
     )
+    check_embedding(settings, shape, device=device.kind)
     targets = lora_arguments_of(checked.layout)["target_modules"]
     has_one_adapter = roles == ROLES and shares_adapter(settings, targets, engine_name=engine_name)
     way, memory, card = _plan_memory(
-        settings, device, shape, quantization=quantization, roles=roles, has_one_adapter=has_one_adapter
+        settings,
+        device,
+        shape,
+        quantization=quantization,
+        roles=roles,
+        has_one_adapter=has_one_adapter,
+        is_server=is_server,
     )
     return RunPlan(
         roles=roles,
@@ -181,9 +160,12 @@ def _plan_memory(
     quantization: str,
     roles: frozenset[str],
     has_one_adapter: bool,
+    is_server: bool,
 ) -> tuple[Way, list[str], MemoryPlan | None]:
     """How memory is used, lines for the user, and the plan of a GPU."""
     asked, workload = asked_of(settings), workload_of(settings, quantization)
+    if is_server:
+        asked = replace(asked, embedding_on_host=False, quantized_scales=False)
     if device.kind != "cuda":
         value_bytes = getattr(torch, device.dtype).itemsize
         way = plan_without_gpu(asked, workload, shape, value_bytes=value_bytes)
@@ -228,12 +210,3 @@ def _engine_options(
         quantized_scales=way.quantized_scales,
         tensor_parallel_size=engine.tensor_parallel_size,
     )
-
-
-def _check_positions(model: PreTrainedModel, longest: int, path: str) -> None:
-    positions = positions_of(model.config)
-    if positions is not None and longest > positions:
-        raise UsageError(
-            f"data.max_prompt_tokens + sampling.max_tokens = {longest}: {path} has {positions} positions; lower one of "
-            "them"
-        )

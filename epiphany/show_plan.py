@@ -74,8 +74,8 @@ def _lines_of_another_card(settings: Settings, source: "ModelSource", vram_gib: 
     """What a run in one process would take of a card with this limit. Raises UsageError if it does not fit."""
     from actors.models.loading import positions_of
     from actors.models.lora import lora_arguments_of
+    from epiphany.checked_model import check_model
     from epiphany.memory_settings import asked_of, shares_adapter, workload_of
-    from epiphany.run_plan import check_model
     from learner.memory.advice import plan_memory, room_lines
     from learner.memory.footprint import GIB, Process
 

@@ -39,9 +39,10 @@ class MicroBatchLimit:
 
     def _halve(self, error: torch.OutOfMemoryError) -> None:
         if self._has_halved or not self._may_halve:
+            why = "" if self._may_halve else ", and learners in lockstep cannot retry"
             raise OutOfMemory(
-                f"out of memory with {self.tokens} tokens per micro-batch; set hardware.vram_gib to what this process "
-                "may take, learner.offload_activations=true, or a smaller sampling.max_tokens"
+                f"out of memory with {self.tokens} tokens per micro-batch{why}; set hardware.vram_gib to what this "
+                "process may take, learner.offload_activations=true, or a smaller sampling.max_tokens"
             ) from error
         self._has_halved = True
         self.tokens = max(1, self.tokens // 2)

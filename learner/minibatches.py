@@ -84,8 +84,9 @@ def in_lockstep(
     ranks: DataParallel,
     device: torch.device | str,
 ) -> Iterator[MicroBatch]:
-    """A rank's `batches`, and as much padding behind them as gives every rank the same number. `units` are those of
-    all ranks.
+    """A rank's `batches`, padded to the largest number that any rank has; `units` are those of all ranks.
+
+    All ranks must call it: it exchanges one number.
     """
     mine = list(batches)
     most = torch.tensor(len(mine), device=device)

@@ -55,6 +55,7 @@ class Optimizer:
         self._learning_rate = learning_rate
         self._max_grad_norm = max_grad_norm
         self._schedule = schedule
+        self.kind = kind
         self.optimizer = _adamw(flat, kind=kind, learning_rate=learning_rate, betas=betas, weight_decay=weight_decay)
 
     def set_version(self, version: int) -> float:
@@ -79,8 +80,8 @@ class Optimizer:
 
     def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Restore what `state` returned, from any device. Raises UsageError if it is another optimizer's."""
-        if ("exp_avg" in tensors) != isinstance(self.optimizer, torch.optim.AdamW):
-            stored = "adamw" if "exp_avg" in tensors else "adamw8bit"
+        stored = "adamw" if "exp_avg" in tensors else "adamw8bit"
+        if stored != self.kind:
             raise UsageError(f"this checkpoint's moments are those of {stored}: set learner.optimizer={stored}")
         self.optimizer.state[self._flat] = {
             name: int(x) if x.dtype == torch.int64 else x.to(self._flat.device) for name, x in tensors.items()

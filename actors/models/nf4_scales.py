@@ -1,8 +1,8 @@
-"""The scales of nf4 weights, which double quantization stores in a byte each: as one layer of several slices has them.
+"""The scales of nf4 weights, plain or double-quantized, joined over the slices of a layer.
 
-A layer's `scales` are one float32 tensor with the scale of each BLOCK values; or, quantized twice, four: a byte for
-each of those, the 256 numbers (float32) that bytes stand for, and a factor and an offset (float32) for each
-SCALE_BLOCK of them, by which a number is multiplied and then raised. Knows bitsandbytes' states; knows no engine.
+A layer's `scales` are one float32 tensor with the scale of each BLOCK values; or, quantized themselves, four: a byte
+for each, the 256 numbers (float32) that bytes stand for, and a factor and an offset (float32) for each SCALE_BLOCK of
+them. A scale is number * factor + offset. Knows bitsandbytes' states; knows no engine.
 """
 
 from collections.abc import Sequence

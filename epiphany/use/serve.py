@@ -86,7 +86,7 @@ def _prepare(settings: Settings, scratch: Path, key: str, note: Callable[[str], 
     config = load_config(source, trust_remote_code=settings.model.trust_remote_code)
     context = min(asked.context_tokens, positions_of(config) or asked.context_tokens)
     load = Load(REQUESTS, context // 2, context - context // 2)
-    plan = plan_run(sized(settings, load), source, roles=frozenset({"rollout"}))
+    plan = plan_run(sized(settings, load), source, roles=frozenset({"rollout"}), is_server=True)
     for line in plan.lines():
         note(line)
     if plan.engine_name != "vllm":

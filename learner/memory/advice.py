@@ -40,9 +40,9 @@ def plan_memory(asked: Asked, workload: Workload, shape: ModelShape, process: Pr
     }
     lines = []
     for setting, (changed_asked, changed, changed_shape) in alternatives.items():
-        _, least = first_that_fits(changed_asked, changed, changed_shape, process)
+        plan, least = first_that_fits(changed_asked, changed, changed_shape, process)
         if least.total < smallest.total:
-            verdict = "fits" if least.total <= process.budget else "is not enough by itself"
+            verdict = "is not enough by itself" if plan is None else "fits"
             lines.append(f"  {setting}: {least.total / GIB:.2f} GiB, {verdict}")
     raise MemoryPlanError(
         "\n".join(

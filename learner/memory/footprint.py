@@ -24,7 +24,10 @@ SLAB_BYTES = 2**26  # by which offloaded activations take memory of the host
 
 @dataclass(frozen=True)
 class Workload:
-    """What memory depends on besides the model: the size of a batch, and how it is trained."""
+    """What memory depends on besides the model: the size of a batch, and how it is trained.
+
+    `answers_per_unit` must be in one micro-batch. The engine's copy of the adapter is `slot_ratio` times as large.
+    """
 
     prompts_per_step: int
     group_size: int
@@ -33,6 +36,8 @@ class Workload:
     max_staleness: int
     quantization: str
     kv_cache_dtype: str
+    answers_per_unit: int
+    slot_ratio: float
     has_critic: bool
     has_entropy_bonus: bool
 
@@ -40,6 +45,11 @@ class Workload:
     def longest(self) -> int:
         """Tokens of a sequence at full length."""
         return self.max_prompt_tokens + self.max_tokens
+
+    @property
+    def longest_unit(self) -> int:
+        """Tokens of the answers that must be in one micro-batch, at full length, with their prompt."""
+        return self.max_prompt_tokens + self.answers_per_unit * self.max_tokens
 
     @property
     def batch_tokens(self) -> int:
@@ -98,7 +108,8 @@ def footprint(way: Way, workload: Workload, shape: ModelShape, process: Process)
     moments = 2 if way.optimizer == "adamw8bit" else 8
     # The learner holds float32 weights, gradient and moments and a 16-bit copy to compute with, the engine its own.
     learned = 4 + 4 + moments + (0 if process.shares_adapter else VALUE_BYTES)
-    lora = shape.lora * (learned * ("learner" in roles) + VALUE_BYTES * ("rollout" in roles))
+    slot = workload.slot_ratio * VALUE_BYTES
+    lora = int(shape.lora * (learned * ("learner" in roles) + slot * ("rollout" in roles)))
     unpacked = 2 * VALUE_BYTES * shape.largest_linear if workload.quantization == "nf4" else 0
     learning = _learning(way, workload, shape) + unpacked if "learner" in roles else 0
     cache = sampling = buffers = 0
@@ -132,8 +143,8 @@ def host_footprint(way: Way, workload: Workload, shape: ModelShape, process: Pro
     activations = 0
     if way.offload_activations and "learner" in process.roles:
         layer = VALUE_BYTES * shape.hidden * _stream_tokens(way, workload)
-        # The inputs of all layers, and of the norm behind the last one.
-        activations = (shape.layers + 1) * math.ceil(layer / SLAB_BYTES) * SLAB_BYTES
+        # The inputs of all layers, and what the norm behind the last one saves, at most in float32.
+        activations = (shape.layers + 4) * math.ceil(layer / SLAB_BYTES) * SLAB_BYTES
     return embedding + activations
 
 
@@ -144,7 +155,7 @@ def _power_of_2(size: int) -> int:
 
 def _stream_tokens(way: Way, workload: Workload) -> int:
     """The most tokens that a micro-batch may have."""
-    return max(min(way.micro_batch_tokens, workload.batch_tokens), workload.longest)
+    return max(min(way.micro_batch_tokens, workload.batch_tokens), workload.longest_unit)
 
 
 def _learning(way: Way, workload: Workload, shape: ModelShape) -> int:

@@ -15,9 +15,9 @@ from learner.memory.shape import VALUE_BYTES, ModelShape
 
 MAX_SEQUENCES = 512
 MICRO_BATCHES = (49152, 24576, 16384, 8192, 4096, 2048, 1024)
-# Without a GPU, where no card limits them.
 # Tokens of a tile: the fewer, the more often the weights of an MLP are read, and unpacked if they are in nf4.
 TILE, SMALL_TILE, NO_TILE = 4096, 1024, 2**30
+# Without a GPU, where no card limits them.
 CPU_SEQUENCES, CPU_MICRO_BATCH, CPU_LOGIT_CHUNK = 64, 8192, 1024
 ADAMW, ADAMW_8BIT = "adamw", "adamw8bit"
 
@@ -61,6 +61,7 @@ class Asked:
     gradient_checkpointing: bool | None = None
     offload_activations: bool | None = None
     embedding_on_host: bool | None = None
+    quantized_scales: bool | None = None
     optimizer: str | None = None
 
     def fix(self, way: Way) -> Way:
@@ -165,8 +166,11 @@ def ways(asked: Asked, workload: Workload, shape: ModelShape, budget: int) -> It
     chunk = 2 ** math.floor(math.log2(max(128, min(4096, 0.04 * budget / (VALUE_BYTES * shape.vocabulary)))))
     # With staleness, sequences are in flight while the learner works.
     measures = [m for m in MEASURES if not (m.sleep_mode and workload.max_staleness)]
+    # What is offloaded are checkpoints.
     if asked.offload_activations:
-        measures = [m for m in measures if m.gradient_checkpointing]  # what is offloaded are its checkpoints
+        measures = [m for m in measures if m.gradient_checkpointing]
+    if asked.gradient_checkpointing is False:
+        measures = [m for m in measures if not m.offload_activations]
     for (max_num_seqs, full_length, optimizer), m in itertools.product(_sequences(asked, workload), measures):
         for tokens in _micro_batches(workload, checkpointing=m.gradient_checkpointing, offload=m.offload_activations):
             way = Way(
@@ -210,12 +214,12 @@ def _sequences(asked: Asked, workload: Workload) -> Iterator[tuple[int, int, str
 
 
 def _micro_batches(workload: Workload, *, checkpointing: bool, offload: bool) -> Iterator[int]:
-    """Sizes of micro-batches that make sense, the largest first. One that holds the longest sequence always does."""
-    longest, batch_tokens = workload.longest, workload.batch_tokens
+    """Sizes of micro-batches that make sense, the largest first. One that holds the longest unit always does."""
+    longest, batch_tokens = workload.longest_unit, workload.batch_tokens
     for tokens in MICRO_BATCHES if longest < 2 * MICRO_BATCHES[0] else (longest,):
         is_larger_than_the_batch = tokens >= 2 * batch_tokens and tokens != MICRO_BATCHES[-1]
-        is_shorter_than_a_sequence = tokens < longest and tokens * 2 <= longest
+        is_shorter_than_a_unit = tokens < longest and tokens * 2 <= longest
         # Small micro-batches are bound by launches: recomputing is faster than cutting the batch that fine.
         is_too_fine = not offload and tokens < min(4096 if checkpointing else 8192, batch_tokens)
-        if not (is_larger_than_the_batch or is_shorter_than_a_sequence or is_too_fine):
+        if not (is_larger_than_the_batch or is_shorter_than_a_unit or is_too_fine):
             yield tokens

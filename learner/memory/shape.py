@@ -10,21 +10,21 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from actors.models.families import family_of
+from actors.models.nf4_scales import BLOCK, SCALE_BLOCK
 
 VALUE_BYTES = 2  # of a 16-bit number
 CACHE_BLOCK = 32  # tokens by which a sequence's cache is rounded up, at most
-# Of nf4: values that share a scale, and scales that share a scale of their own (two float32 numbers).
-NF4_BLOCK, NF4_SCALE_BLOCK = 64, 256
 
 
 @dataclass(frozen=True)
 class ModelShape:
     """What the plan needs of a model. Sizes count elements; nf4 packs `linear` and leaves `other` as it is.
 
-    `once_scaled` is the part of `linear` whose nf4 scales stay float32, because they do not fill the blocks of double
-    quantization. `embedding` is the part of `other` that may lie in the host's memory: the embedding, if it is not the
-    head, too. `carried` are the float32 values per token that a layer of linear attention keeps for backward.
-    `tiles_mlp`: the learner computes the MLP of a long stream in tiles.
+    `scaled` says how many weights a process has the nf4 scales of, if not those of `linear`; `once_scaled` are those of
+    them whose scales stay float32, because they do not fill the blocks of double quantization. `embedding` is the part
+    of `other` that may lie in the host's memory: the embedding, if it is not the head, too. `carried` are the float32
+    values per token that a layer of linear attention keeps for backward. `tiles_mlp`: the learner can compute the MLP
+    of a long stream in tiles.
     """
 
     layers: int
@@ -39,6 +39,7 @@ class ModelShape:
     lora: int
     has_softcap: bool = False
     carried: int = 0
+    scaled: int | None = None
     once_scaled: int = 0
     embedding: int = 0
     tiles_mlp: bool = True
@@ -72,7 +73,7 @@ class ModelShape:
             lora=lora_size,
             has_softcap=family.logits(model.config).softcap is not None,
             carried=_carried(config) if family.has_linear_attention else 0,
-            once_scaled=sum(size for size in packed if size % (NF4_BLOCK * NF4_SCALE_BLOCK)),
+            once_scaled=sum(size for size in packed if size % (BLOCK * SCALE_BLOCK)),
             embedding=0 if embedding is head_weight else embedding.numel(),
             tiles_mlp=not family.has_experts,
         )
@@ -99,14 +100,14 @@ class ModelShape:
         )
 
     def shard_layers(self, shards: int) -> "ModelShape":
-        """What one of several learners holds of a base that is split among them: its part of the linear layers, and two
-        whole layers while it computes.
+        """What one of several learners holds of a base that is split among them: its part of the linear layers, two
+        whole layers while it computes, and the scales of all.
         """
 
-        def part(size: int) -> int:
-            return size if shards == 1 else -(-size // shards) + 2 * -(-size // self.layers)
-
-        return replace(self, linear=part(self.linear), once_scaled=part(self.once_scaled))
+        if shards == 1:
+            return self
+        two_layers = 2 * -(-self.linear // self.layers)
+        return replace(self, linear=-(-self.linear // shards) + two_layers, scaled=self.linear)
 
     def weights(self, quantization: str, *, quantized_scales: bool = True) -> int:
         """Bytes of the base. nf4: half a byte for each value, and a float32 scale for 64 of them; or, if scales are
@@ -114,9 +115,10 @@ class ModelShape:
         """
         linear: float = VALUE_BYTES * self.linear
         if quantization == "nf4":
-            twice_scaled = self.linear - self.once_scaled if quantized_scales else 0
-            linear = self.linear / 2 + twice_scaled / NF4_BLOCK * (1 + 8 / NF4_SCALE_BLOCK)
-            linear += 4 * (self.linear - twice_scaled) / NF4_BLOCK
+            scaled = self.linear if self.scaled is None else self.scaled
+            twice_scaled = scaled - self.once_scaled if quantized_scales else 0
+            linear = self.linear / 2 + twice_scaled / BLOCK * (1 + 8 / SCALE_BLOCK)
+            linear += 4 * (scaled - twice_scaled) / BLOCK
         return int(linear) + VALUE_BYTES * self.other
 
     def kv_cache(self, sequences: int, longest: int, *, value_bytes: int = VALUE_BYTES) -> int:

@@ -1,9 +1,10 @@
-"""The LoRA layers of the policy in as few kernels as there are products.
+"""The linear layers of the policy in as few kernels as there are products.
 
-PEFT's layer casts both matrices, multiplies, scales and adds in separate kernels, and a small model spends its time
-launching them. Here the whole adapter is cast once per forward pass, scaling and sums are fused into the products, an
-nf4 weight is dequantized where it is used and never stored, and backward adds to the flat gradient directly. Knows
-PEFT's layers; knows nothing of models. Suffixes: S stream, I in, O out, R rank.
+PEFT's LoRA layer casts both matrices, multiplies, scales and adds in separate kernels, and a small model spends its
+time launching them. Here the whole adapter is cast once per forward pass, scaling and sums are fused into the products,
+an nf4 weight is dequantized where it is used and never stored, and backward adds to the flat gradient directly. Layers
+without an adapter ask for their weight in the same way. Knows PEFT's layers; knows nothing of models. Suffixes: S
+stream, I in, O out, R rank.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +13,9 @@ from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
+from transformers import PreTrainedModel
 
+from actors.models.loading import decoder_layers
 from actors.models.lora import PREFIX, FlatLora
 
 
@@ -86,6 +89,29 @@ class _LoraLinear(torch.autograd.Function):
         return gradient_SI.view(ctx.shape), None, None
 
 
+class _FrozenContext(Protocol):
+    """What _FrozenLinear adds to what torch passes."""
+
+    weight: Callable[[], torch.Tensor]
+
+
+class _FrozenLinear(torch.autograd.Function):
+    """x W^T + bias, of a layer without an adapter. The weight is asked for again in backward: it may be unpacked, or
+    gathered from other ranks, and must not be kept until then.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: _FrozenContext, x: torch.Tensor, weight: Callable[[], torch.Tensor], bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        ctx.weight = weight
+        return F.linear(x, weight(), bias)
+
+    @staticmethod
+    def backward(ctx: _FrozenContext, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        return gradients[0] @ ctx.weight(), None, None
+
+
 def _accumulate(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor, *, scaling: float = 1.0) -> None:
     """total += scaling * left^T right, in float32."""
     if left.dtype == total.dtype:
@@ -120,6 +146,8 @@ class FastLora:
             base = peft_layer.base_layer
             layer = _Layer(_weight(base, dtype), base.bias, a, b, gradient_a, gradient_b, layout.scaling)
             peft_layer.forward = _forward(peft_layer, layer, anchor=lora.flat)
+        for module in _without_adapter(lora):
+            module.forward = _frozen_forward(module, _weight(cast("_BaseLinear", module), dtype))
 
     def cast_weights(self) -> None:
         """Copy the adapter's current weights into the compute dtype."""
@@ -135,6 +163,28 @@ def _weight(base: _BaseLinear, dtype: torch.dtype) -> Callable[[], torch.Tensor]
     from bitsandbytes.functional import dequantize_4bit
 
     return lambda: dequantize_4bit(base.weight.data, quantization_state).to(dtype)
+
+
+def _without_adapter(lora: FlatLora) -> list[torch.nn.Module]:
+    """The linear layers of the decoder's layers that have no adapter."""
+    base = cast("PreTrainedModel", lora.model.get_base_model())
+    return [
+        module
+        for layer in decoder_layers(base)
+        for name, module in layer.named_modules()
+        if isinstance(module, torch.nn.Linear) and "lora_" not in name and not name.endswith("base_layer")
+    ]
+
+
+def _frozen_forward(
+    module: torch.nn.Module, weight: Callable[[], torch.Tensor]
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    bias = cast("_BaseLinear", module).bias
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        return cast("torch.Tensor", _FrozenLinear.apply(x, weight, bias))
+
+    return forward
 
 
 def _forward(peft_layer: _PeftLayer, layer: _Layer, *, anchor: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:

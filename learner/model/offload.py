@@ -63,7 +63,9 @@ class Offload:
 
     @contextlib.contextmanager
     def saving(self, *, min_bytes: int) -> Iterator[None]:
-        """What was saved before is forgotten, unless nothing is saved now, because no gradient will be asked for."""
+        """Forgets what the last forward pass with gradients saved: one graph at a time may wait for its backward pass.
+        Without gradients it does nothing.
+        """
         if not torch.is_grad_enabled():
             yield
             return

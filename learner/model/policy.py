@@ -53,7 +53,7 @@ class Policy:
         logit_chunk_tokens: int,
         gradient_checkpointing: bool,
         offload_activations: bool = False,
-        tile_tokens: int = 4096,
+        tile_tokens: int | None = None,
         fused_kernels: bool = True,
         adapter_slots: Sequence[torch.Tensor] | None = None,
     ) -> None:
@@ -70,7 +70,7 @@ class Policy:
         self._temperature, self._truncation = temperature, truncation
         self._logit_chunk_tokens = logit_chunk_tokens
         self._offload = Offload() if offload_activations else None
-        if gradient_checkpointing:
+        if gradient_checkpointing and tile_tokens is not None:
             tile_mlps(model, self.lora.flat, tile=tile_tokens)
         self._fast_lora = FastLora(self.lora, self._head_VH.dtype, adapter_slots)
         model.train(gradient_checkpointing)  # checkpointing is active in training mode only; there is no dropout

@@ -1,7 +1,8 @@
 """MLPs in tiles over the sequence: of a long stream, the activations of one tile exist at a time.
 
-Within gradient checkpointing it costs nothing: a layer's recomputation ends at the input of its MLP, and each tile is
-recomputed when its gradient is. Knows torch and the layout of transformers' decoders.
+Within gradient checkpointing it costs nothing where an MLP is the last part of its layer: recomputation ends at the
+MLP's input, and each tile is recomputed when its gradient is. Where a norm follows (Gemma, OLMo, GLM-4), the MLP is
+computed once more. Knows torch and the layout of transformers' decoders.
 """
 
 from collections.abc import Callable

@@ -10,6 +10,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 import pyarrow as pa
 
 from actors.runtime.base import Future, Handle, Runtime, WorkerLost, as_argument
+from conf.errors import UsageError
 from learner.metrics import StepStats
 from learner.parallel.worker import LearnerWorker, Resumed
 
@@ -47,6 +48,12 @@ class LearnerGroup:
         self.first = handles[0]
         if len(handles) > 1:
             host = self.first.host
+            kinds = {handle.submit(LearnerWorker.optimizer_kind).result() for handle in handles}
+            if len(kinds) > 1:
+                raise UsageError(
+                    f"learner.optimizer=auto: by free memory, some learners would use {' and others '.join(kinds)}, "
+                    "and drift apart; choose one of them"
+                )
             port = self.first.submit(LearnerWorker.open_store, host).result()
             self.wait([h.submit(LearnerWorker.join, host, port, h.host, seconds) for h in handles])
 

@@ -9,6 +9,7 @@ knows neither checkpoints nor quantization.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import cast
 
 import torch
@@ -96,12 +97,21 @@ class ShardedBase:
         self._coming: _Coming | None = None
         for number, layer in enumerate(layers):
             layer.module.register_forward_pre_hook(lambda *_, number=number: self._need(number))
+            layer.module.register_forward_hook(lambda *call, number=number: self._need_in_backward(number, call[-1]))
 
-    def connect(self, ranks: DataParallel) -> None:
-        """Meet the ranks that keep the other parts: neighbors. All ranks must call it."""
-        count = self._shard.count
-        groups = [dist.new_group(list(range(first, first + count))) for first in range(0, ranks.world_size, count)]
+    def connect(self, ranks: DataParallel, *, seconds: float) -> None:
+        """Meet the ranks that keep the other parts: neighbors. All ranks must call it; a gather may take `seconds`."""
+        count, timeout = self._shard.count, timedelta(seconds=seconds)
+        groups = [
+            dist.new_group(list(range(first, first + count)), timeout=timeout)
+            for first in range(0, ranks.world_size, count)
+        ]
         self._group = cast(dist.ProcessGroup, groups[ranks.rank // count])
+
+    def _need_in_backward(self, number: int, output: torch.Tensor | tuple[torch.Tensor, ...]) -> None:
+        hidden = output if isinstance(output, torch.Tensor) else output[0]
+        if hidden.requires_grad:
+            hidden.register_hook(lambda _gradient: self._need(number))
 
     def _need(self, number: int) -> None:
         """Make layer `number` whole, and let the one come that is needed after it in this direction."""

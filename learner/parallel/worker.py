@@ -67,6 +67,9 @@ class LearnerWorker:
     def notes(self) -> list[str]:
         return self._notes
 
+    def optimizer_kind(self) -> str:
+        return self.learner.optimizer.kind
+
     def resume(self, resume: str) -> Resumed | None:
         """Continue from the checkpoint that run.resume names, or None if there is none."""
         saved = checkpoint.find(self._checkpoints, resume)
@@ -98,7 +101,7 @@ class LearnerWorker:
         data_parallel.join(store, self._ranks, host=host, device=self.learner.policy.device, seconds=seconds)
         self.learner.data_parallel = self._ranks
         if self.learner.sharded is not None:
-            self.learner.sharded.connect(self._ranks)
+            self.learner.sharded.connect(self._ranks, seconds=seconds)
 
     def receive(self, table: pa.Table) -> None:
         """Take the rows of the next step. All ranks have them before any of them begins."""
@@ -130,9 +133,14 @@ class LearnerWorker:
         self._supervised = None
 
     def adapter(self) -> Adapter:
-        """The weights as they are now; in a buffer that the next call fills again if they leave the process."""
-        if self._adapter_leaves_process and self._buffer is None:
-            flat = self.learner.policy.lora.flat
+        """The weights as they are now: in a buffer that the next call fills again if they leave the process, else the
+        learner's own, which the next step changes.
+        """
+        lora = self.learner.policy.lora
+        if not self._adapter_leaves_process:
+            return Adapter(self.learner.version, lora.layout, lora.flat.detach())
+        if self._buffer is None:
+            flat = lora.flat
             self._buffer = torch.empty(flat.shape, dtype=flat.dtype, pin_memory=flat.is_cuda)
         return self.learner.adapter(self._buffer)
 

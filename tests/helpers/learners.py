@@ -35,17 +35,18 @@ def make_policy(
     checkpointing: bool = False,
     quantization: str = "none",
     dtype: str = "float32",
-    tile_tokens: int = 4096,
+    tile_tokens: int | None = None,
     adapter_slots: Sequence[torch.Tensor] | None = None,
+    targets: Sequence[str] | None = None,
 ) -> Policy:
-    """A policy on the model in `folder` whose adapter is random."""
+    """A policy on the model in `folder` whose adapter, on `targets` or all linear layers, is random."""
     source = ModelSource(str(folder), None, "test")
     model = load_base_model(
         source, dtype=dtype, device="cpu", quantization=quantization, trust_remote_code=False, attention=NAME
     )
     policy = Policy(
         model,
-        lora=LORA,
+        lora=lora_on(targets),
         seed=0,
         temperature=temperature,
         logit_chunk_tokens=5,
@@ -57,7 +58,13 @@ def make_policy(
     return policy
 
 
-def make_sharded_policy(folder: Path, shard: Shard, *, quantization: str = "none") -> tuple[Policy, ShardedBase]:
+def lora_on(targets: Sequence[str] | None) -> LoraArguments:
+    return LORA if targets is None else {**LORA, "target_modules": list(targets)}
+
+
+def make_sharded_policy(
+    folder: Path, shard: Shard, *, quantization: str = "none", targets: Sequence[str] | None = None
+) -> tuple[Policy, ShardedBase]:
     """The policy of `make_policy`, of whose base this rank keeps a part."""
     source, layers = ModelSource(str(folder), None, "test"), list[ShardedLayer]()
     meta = build_meta_model(source, dtype="float32", trust_remote_code=False, attention=NAME)
@@ -67,9 +74,11 @@ def make_sharded_policy(folder: Path, shard: Shard, *, quantization: str = "none
         device="cpu",
         quantization=quantization,
         kept=frozenset(),
+        trust_remote_code=False,
         after_layer=lambda layer: layers.append(ShardedLayer(layer, shard)),
     )
-    policy = Policy(model, lora=LORA, seed=0, temperature=1.0, logit_chunk_tokens=5, gradient_checkpointing=True)
+    lora = lora_on(targets)
+    policy = Policy(model, lora=lora, seed=0, temperature=1.0, logit_chunk_tokens=5, gradient_checkpointing=True)
     randomize(policy.lora)
     return policy, ShardedBase(layers, shard)
 

@@ -6,7 +6,7 @@ from typing import cast
 import torch
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
-from actors.engines.vllm.nf4_scales import Nf4State, join_scales
+from actors.models.nf4_scales import Nf4State, join_scales
 
 
 def weight_of_slices(

@@ -9,8 +9,8 @@ from benchmarks.family_models import TEMPLATE
 from benchmarks.shapes import byte_tokenizer
 
 
-def make_tiny_model(folder: Path, *, seed: int = 0, hidden: int = 32) -> Path:
-    """Write a two-layer Llama (float32, random weights, 4 heads) and its tokenizer into `folder`."""
+def make_tiny_model(folder: Path, *, seed: int = 0, hidden: int = 32, layers: int = 2) -> Path:
+    """Write a Llama (float32, random weights, 4 heads) and its tokenizer into `folder`."""
     tokenizer = byte_tokenizer(258)  # two special tokens and the bytes
     tokenizer.chat_template = TEMPLATE
     torch.manual_seed(seed)
@@ -18,7 +18,7 @@ def make_tiny_model(folder: Path, *, seed: int = 0, hidden: int = 32) -> Path:
         vocab_size=len(tokenizer),
         hidden_size=hidden,
         intermediate_size=2 * hidden,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=1024,

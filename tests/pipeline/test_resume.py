@@ -105,13 +105,14 @@ def test_what_changes_training_is_refused_or_said_when_a_run_goes_on(
     folder = Path(shutil.copytree(whole[0], tmp_path / "run"))
     data = f"data.source={whole[0].parent / 'sums.jsonl'}"
     for setting, message in (
-        ("learner.optimizer=adamw8bit", "learner.optimizer: adamw there, adamw8bit now"),
         ("sampling.temperature=0.7", "sampling.temperature: 1.0 there, 0.7 now"),
         ("reward.terms=[{fn: numeric}]", "reward.terms: "),
         ("model.dtype=bfloat16", "model.dtype: auto there, bfloat16 now"),
     ):
         output = launch(overrides(tiny_model, folder, data, setting), expect=2)
         assert "holds another run" in output and message in output and "Traceback" not in output
+    output = launch(overrides(tiny_model, folder, data, "learner.optimizer=adamw8bit"), expect=2)
+    assert "moments are those of adamw: set learner.optimizer=adamw" in output and "Traceback" not in output
     output = launch(overrides(tiny_model, folder, data, "learner.learning_rate=0.005", "run.steps=5"))
     assert "changed since this run was last started: learner.learning_rate: 0.01, now 0.005" in output
 

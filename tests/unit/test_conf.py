@@ -111,6 +111,8 @@ def test_settings_that_cannot_work_together_are_named():
     assert "does not divide runtime.learner_data_parallel_size=4" in refused(*learners, "runtime.learner_shards=3")
     kept = [*learners, "runtime.learner_shards=2", "learner.gradient_checkpointing=false"]
     assert "learner_shards needs layers to be computed again" in refused(*kept)
+    offload = ["learner.offload_activations=true", "learner.gradient_checkpointing=false"]
+    assert "leave out learner.gradient_checkpointing=false" in refused(*offload)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Several ranks learn what one learner does, and share its rows fairly."""
 
 import multiprocessing
+from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.queues import Queue
 from pathlib import Path
@@ -12,13 +13,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from actors.runtime.local import LocalRuntime
+from conf.errors import UsageError
 from learner.metrics import StepStats
 from learner.parallel import data_parallel
 from learner.parallel.data_parallel import DataParallel
+from learner.parallel.group import LearnerGroup
 from learner.parallel.sharding import Shard
 from tests.helpers.learners import make_learner, make_policy, make_sharded_policy
 from tests.helpers.presets import default_algorithm
 from tests.helpers.rollouts import group, table
+from tests.helpers.tiny import make_tiny_model
 
 HOST, SECONDS, STEPS = "127.0.0.1", 60.0, 3
 
@@ -56,17 +61,20 @@ class Case:
     algorithm: str
     shards: int = 1
     quantization: str = "none"
+    targets: Sequence[str] | None = None
 
 
 def train(folder: Path, rank: DataParallel, case: Case) -> tuple[torch.Tensor, StepStats]:
     algorithm = default_algorithm(case.algorithm, **CHANGED[case.algorithm])
     if case.shards > 1 and rank.world_size > 1:
         shard = Shard(rank.rank % case.shards, case.shards)
-        policy, sharded = make_sharded_policy(folder, shard, quantization=case.quantization)
+        options: dict[str, Any] = {"quantization": case.quantization, "targets": case.targets}
+        policy, sharded = make_sharded_policy(folder, shard, **options)
         learner = make_learner(policy, algorithm, micro_batch_tokens=12, sharded=sharded)
-        sharded.connect(rank)
+        sharded.connect(rank, seconds=SECONDS)
     else:
-        learner = make_learner(make_policy(folder, quantization=case.quantization), algorithm)
+        policy = make_policy(folder, quantization=case.quantization, targets=case.targets)
+        learner = make_learner(policy, algorithm)
     learner.data_parallel = rank
     stats = [learner.step(some_rows(step)) for step in range(STEPS)]
     return learner.adapter().flat, stats[-1]
@@ -98,9 +106,12 @@ def run_rank(rank: DataParallel, folder: Path, case: Case, answers: Queue, ports
         (4, Case("ppo", shards=2)),
         (5, Case("grpo", shards=5)),
         (2, Case("online_dpo", shards=2, quantization="nf4")),
+        # Layers without an adapter ask for their weight again in backward, when other layers are gathered.
+        (2, Case("grpo", shards=2, quantization="nf4", targets=("q_proj",))),
     ],
 )
-def test_several_ranks_learn_what_one_learner_does(tiny_model: Path, world_size: int, case: Case):
+def test_several_ranks_learn_what_one_learner_does(tmp_path: Path, world_size: int, case: Case):
+    tiny_model = make_tiny_model(tmp_path, layers=2 if case.targets is None else 5)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.helpers.learners"])
     answers, ports = context.Queue(), context.Queue()
@@ -122,3 +133,24 @@ def test_several_ranks_learn_what_one_learner_does(tiny_model: Path, world_size:
             expected.trained_completions,
             expected.trained_tokens,
         )
+
+
+class _Answers:
+    """A learner's handle that says which optimizer it has."""
+
+    host, name = HOST, "learner-0"
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+
+    def submit(self, *_: object) -> "_Answers":
+        return self
+
+    def result(self) -> str:
+        return self._kind
+
+
+def test_learners_with_unlike_optimizers_are_refused():
+    handles: Any = [_Answers("adamw"), _Answers("adamw8bit")]
+    with pytest.raises(UsageError, match=r"learner\.optimizer=auto: .* would use adamw"):
+        LearnerGroup(LocalRuntime(), handles, seconds=1.0)

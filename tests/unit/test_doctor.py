@@ -61,6 +61,20 @@ def test_the_limits_of_a_container_count(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert "container" not in findings()["memory"].text
 
 
+def test_free_memory_is_what_a_container_has_left_and_its_cached_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(machine, "CGROUP", tmp_path)
+    whole = machine.free_memory()
+    (tmp_path / "memory.max").write_text(f"{800 * 2**20}\n")
+    assert machine.free_memory() == 800 * 2**20 < whole
+    (tmp_path / "memory.current").write_text(f"{500 * 2**20}\n")
+    assert machine.free_memory() == 300 * 2**20
+    stat = f"anon 1\ninactive_file {100 * 2**20}\nactive_file {50 * 2**20}\nslab 7\n"
+    (tmp_path / "memory.stat").write_text(stat)
+    assert machine.free_memory() == 450 * 2**20
+    (tmp_path / "memory.current").write_text(f"{2**40}\n")
+    assert machine.free_memory() == 0
+
+
 def test_packages_that_do_not_fit_are_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(doctor, "version", lambda name: "0.1" if name == "peft" else "999")
     text = findings()["packages"].text

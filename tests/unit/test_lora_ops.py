@@ -7,7 +7,7 @@ import torch
 from bitsandbytes.functional import QuantState, dequantize_blockwise, quantize_4bit
 
 from actors.engines.vllm.lora_linear import _largest_divisor, supports
-from actors.engines.vllm.nf4_scales import Nf4State, can_join, join_scales, plain_scales
+from actors.models.nf4_scales import Nf4State, can_join, join_scales, plain_scales
 from tests.helpers.nf4 import weight_of_slices
 
 

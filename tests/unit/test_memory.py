@@ -13,13 +13,16 @@ from actors.models.families import FAMILIES
 from actors.models.loading import keep_language_model, model_class
 from benchmarks.family_models import LAYERS, family_config
 from conf.compose import load_settings
+from conf.errors import UsageError
 from conf.schema import Settings
-from epiphany.memory_settings import asked_of, taken_by_others, workload_of
+from epiphany.checked_model import check_embedding
+from epiphany.memory_settings import asked_of, shares_adapter, taken_by_others, workload_of
 from epiphany.run_plan import EXPANDABLE_SEGMENTS, enable_expandable_segments
 from learner.memory.advice import MemoryPlanError, longest_answer, plan_memory, room_lines
 from learner.memory.footprint import GIB, ROLES, Process
 from learner.memory.plan import NO_TILE, TILE, MemoryPlan, first_that_fits, plan_without_gpu
 from learner.memory.shape import ModelShape
+from learner.model import offload
 
 # Qwen2.5-1.5B and an adapter of rank 16 on all its linear layers.
 QWEN = ModelShape(
@@ -274,8 +277,8 @@ def test_an_embedding_that_is_not_the_head_goes_to_the_host_before_activations_d
     assert plan.on_host == 2**30 and "in the memory of the host" in "\n".join(plan.lines())
     smaller = plan_of(settings_of(*WORK, *small), gib=7.4, shape=LLAMA)
     assert smaller.way.embedding_on_host and smaller.way.offload_activations
-    # The inputs of 32 layers and of the last norm in slabs of 64 MiB: 1,024 tokens of 4,096 numbers take one.
-    assert smaller.way.micro_batch_tokens == 1024 and smaller.on_host == 2**30 + 33 * 2**26
+    # The inputs of 32 layers and 4 for the last norm in slabs of 64 MiB: 1,024 tokens of 4,096 numbers take one.
+    assert smaller.way.micro_batch_tokens == 1024 and smaller.on_host == 2**30 + 36 * 2**26
     kept = plan_of(settings_of(*WORK, *small, "model.embedding_on_host=false"), gib=9.2, shape=LLAMA)
     assert not kept.way.embedding_on_host and kept.way.offload_activations
     assert not plan_of(settings_of(*WORK, "model.quantization=nf4"), gib=5).way.embedding_on_host
@@ -283,7 +286,7 @@ def test_an_embedding_that_is_not_the_head_goes_to_the_host_before_activations_d
 
 def test_a_host_without_room_for_what_would_move_there_is_refused_with_a_sentence():
     small = settings_of(*WORK, "model.quantization=nf4", "algorithm.prompts_per_step=1")
-    with pytest.raises(MemoryPlanError, match=r"needs 3\.06 GiB of the host's memory, too, which has 2\.00 GiB"):
+    with pytest.raises(MemoryPlanError, match=r"needs 3\.25 GiB of the host's memory, too, which has 2\.00 GiB"):
         plan_of(small, gib=7.4, shape=LLAMA, host_gib=2)
     # Where a way without it fits, that is taken.
     assert plan_of(small, gib=12, shape=LLAMA, host_gib=0).on_host == 0
@@ -305,6 +308,78 @@ def test_a_cache_of_the_users_holds_as_many_sequences_as_fit_into_it():
     assert (way.kv_cache_bytes, way.full_length_seqs, way.max_num_seqs) == (GIB // 2, 27, 64)
     with pytest.raises(MemoryPlanError, match=r"engine\.kv_cache_gib: 0\.01 GiB hold not even one sequence of 640"):
         plan_of(settings_of(*WORK, "engine.kv_cache_gib=0.01"), gib=40)
+
+
+def test_a_base_that_is_split_leaves_a_part_two_layers_and_all_scales():
+    half = LLAMA.shard_layers(2)
+    two_layers = 2 * -(-LLAMA.linear // 32)
+    assert half.linear == LLAMA.linear // 2 + two_layers
+    blocks = LLAMA.linear // 64
+    assert half.weights("nf4") == half.linear // 2 + blocks + 8 * blocks // 256 + 2 * LLAMA.other
+    assert LLAMA.shard_layers(1) == LLAMA
+
+
+def test_one_copy_of_the_adapter_is_two_bytes_less_and_a_slot_may_be_wider():
+    settings = settings_of(*WORK)
+    one, wide = (settings_of(*WORK, *more) for more in ((), ("model.lora.rank=9", "model.lora.alpha=18")))
+    targets = ("q_proj", "down_proj")
+    assert shares_adapter(settings, targets, engine_name="vllm")
+    assert not shares_adapter(settings, ("qkv_proj",), engine_name="vllm")
+    assert not shares_adapter(settings, targets, engine_name="transformers")
+    assert not shares_adapter(settings_of(*WORK, "runtime.max_staleness=1"), targets, engine_name="vllm")
+    sizes = []
+    for asked, shared in ((one, False), (one, True), (wide, True)):
+        process, workload = Process(90 * GIB, True, shares_adapter=shared), workload_of(asked, "none")
+        plan = plan_memory(asked_of(asked), workload, QWEN, process, lora_rank=9)
+        sizes.append(plan.parts["adapter, gradient and optimizer"])
+    # Weights, gradient and two moments in float32; the engine's slot of rank 16 where 9 were asked for.
+    assert sizes == [20 * QWEN.lora, 18 * QWEN.lora, int((16 + 2 * 16 / 9) * QWEN.lora)]
+
+
+def test_what_the_user_forbids_is_not_planned():
+    small = (*WORK, "model.quantization=nf4", "algorithm.prompts_per_step=1", "learner.gradient_checkpointing=false")
+    for gib in (8, 10, 12, 16, 20, 30):
+        try:
+            way = plan_of(settings_of(*small), gib=gib, shape=LLAMA).way
+        except MemoryPlanError:
+            continue
+        assert not way.gradient_checkpointing and not way.offload_activations
+    asked = plan_of(settings_of(*WORK, "learner.offload_activations=true"), gib=60)
+    assert asked.way.gradient_checkpointing and asked.way.offload_activations
+
+
+def test_pairs_of_answers_need_a_micro_batch_for_both():
+    long = ("algorithm.prompts_per_step=1", "algorithm.group_size=2", "sampling.max_tokens=60_000")
+    single, pairs = (
+        plan_of(settings_of(*WORK, *long, f"algorithm={name}"), gib=400) for name in ("rloo", "online_dpo")
+    )
+    key = "activations and logits"
+    assert pairs.way.micro_batch_tokens >= 120_128 and pairs.parts[key] > single.parts[key]
+
+
+@pytest.mark.parametrize(
+    ("device", "shape", "message"),
+    [("cpu", LLAMA, "in the host's memory without a GPU"), ("cuda", QWEN, "is its head, too")],
+)
+def test_an_embedding_that_cannot_move_is_refused(device: str, shape: ModelShape, message: str):
+    check_embedding(settings_of(), QWEN, device="cpu")
+    check_embedding(settings_of("model.embedding_on_host=true"), LLAMA, device="cuda")
+    with pytest.raises(UsageError, match=f"model.embedding_on_host=true: .*{message}"):
+        check_embedding(settings_of("model.embedding_on_host=true"), shape, device=device)
+
+
+def test_slabs_of_the_hosts_memory_are_used_again(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(offload, "SLAB_BYTES", 64)
+    memory = offload.HostMemory()
+    first, rest = memory.take(128), memory.take(65)
+    assert [len(slabs) for slabs in (first, rest)] == [2, 2] and all(len(slab) == 64 for slab in first + rest)
+    addresses = {slab.data_ptr() for slab in first + rest}
+    assert len(addresses) == 4
+    memory.give_back(first)
+    memory.give_back(rest)
+    again = memory.take(4 * 64)
+    assert {slab.data_ptr() for slab in again} == addresses
+    assert memory.take(1)[0].data_ptr() not in addresses
 
 
 def test_a_card_that_others_use_is_named(monkeypatch: pytest.MonkeyPatch):

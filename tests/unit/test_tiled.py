@@ -11,7 +11,7 @@ from tests.helpers.presets import algorithm
 
 
 def gradient(folder: Path, tile: int | None) -> torch.Tensor:
-    policy = make_policy(folder, checkpointing=tile is not None, tile_tokens=tile or 1)
+    policy = make_policy(folder, checkpointing=tile is not None, tile_tokens=tile)
     learner = make_learner(policy, algorithm(kl_coefficient=0.1))
     learner.accumulate(a_table())
     return gradient_of(learner.policy.lora)

@@ -41,12 +41,12 @@ class AdapterSlot:
         self._workers_manager = worker.model_runner.lora_manager
         self._manager = self._workers_manager._adapter_manager
         self._request = LoRARequest(LORA_NAME, LORA_ID, NO_PATH)
-        self._activate()
+        slot = self._activate()
         layer = next(iter(self._manager.modules.values()))
         self._is_whole = layer.tp_size == 1
         first = layer.lora_a_stacked[0]
         self._staging = torch.zeros(layout.size, dtype=first.dtype, device=first.device)
-        self._targets, self._sources = self._match_buffers()
+        self._targets, self._sources = self._match_buffers(slot)
         self._staging.untyped_storage().resize_(0)
 
     def _activate(self) -> int:
@@ -56,9 +56,9 @@ class AdapterSlot:
         self._manager.activate_adapter(LORA_ID)
         return self._manager.lora_index_to_id.index(LORA_ID)
 
-    def _match_buffers(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    def _match_buffers(self, slot: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """The part of each buffer that an adapter fills, and the view of the staging copy that goes there."""
-        slot, rank = self._activate(), self._layout.rank
+        rank = self._layout.rank
         targets, sources = [], []
         for entry in self._layout.entries:
             layer, index = self._find_layer(entry.module)

@@ -81,7 +81,7 @@ class VllmEngine:
 
     @property
     def preemptions(self) -> int:
-        return len(self._preempted)
+        return self._preempted.count
 
     def submit(self, requests: Sequence[Request]) -> None:
         self._waiting.extend(requests)

@@ -85,8 +85,13 @@ class ModelRunner(Protocol):
     model_config: ModelConfig
 
 
+class EngineConfig(Protocol):
+    additional_config: Mapping[str, object]
+
+
 class DeviceWorker(Protocol):
     model_runner: ModelRunner
+    vllm_config: EngineConfig
 
 
 class ScheduledRequest(Protocol):

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from actors.engines.vllm.nf4_scales import BLOCK, SCALE_BLOCK, plain_scales
+from actors.models.nf4_scales import BLOCK, SCALE_BLOCK, plain_scales
 
 FEW_ROWS = 64
 MAX_SPLITS = 16

@@ -15,8 +15,8 @@ import torch
 
 from actors.engines.base import EngineUnavailable
 from actors.engines.vllm.lora_linear import supports
-from actors.engines.vllm.nf4_scales import BLOCK, can_join, join_scales
 from actors.models.families import ModelFamily
+from actors.models.nf4_scales import BLOCK, can_join, join_scales
 
 if TYPE_CHECKING:
     from vllm.lora.layers.utils import LoRAMapping

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from actors.engines.vllm.interfaces import DeviceWorker, PoolingWorker, ScheduledRequest
 
 
+EMBEDDING_ON_HOST = "epiphany_embedding_on_host"  # in an engine's additional_config
+
+
 def patch_process(device: str) -> None:
     """All that a process needs before it makes a model's layers."""
     patch_transformers_backend()
@@ -34,6 +37,7 @@ def patch_process(device: str) -> None:
         return
     patch_logprob_kernel()
     patch_graph_capture()
+    patch_embedding()
     if can_use_kernels():
         patch_lora_layers()
 
@@ -169,6 +173,8 @@ def patch_embedding() -> None:
     """Move the embedding of a model to the host's memory as soon as it is loaded (actors/models/host_memory.py), before
     CUDA graphs are captured and the cache takes its memory.
 
+    It does so in engines whose `additional_config` says EMBEDDING_ON_HOST.
+
     Cause: the embedding takes as much of the card as the head, and a step reads a few of its rows.
     Upstream: none filed; `cpu_offload_gb` and `cpu_offload_params` move whole layers.
     Remove when: an engine argument moves the embedding.
@@ -182,6 +188,8 @@ def patch_embedding() -> None:
 
     def load_model(self: DeviceWorker, *args: object, **kwargs: object) -> None:
         stock(self, *args, **kwargs)  # type: ignore[arg-type]
+        if not self.vllm_config.additional_config.get(EMBEDDING_ON_HOST):
+            return
         model = self.model_runner.model
         for module in list(model.modules()):
             if isinstance(module, VocabParallelEmbedding) and not isinstance(module, ParallelLMHead):
@@ -191,22 +199,27 @@ def patch_embedding() -> None:
     Worker.load_model = load_model  # type: ignore[method-assign,assignment]
 
 
-def patch_preemption(engine: LLMEngine) -> list[str]:
-    """Count the sequences that have to wait when the cache is full: their names, as they are sent back.
+@dataclass
+class Counter:
+    count: int = 0
+
+
+def patch_preemption(engine: LLMEngine) -> Counter:
+    """Count how often a running sequence has to wait because the cache is full.
 
     Cause: vLLM counts them in statistics that cost time in every step, and that are off here.
     Upstream: none filed; https://github.com/vllm-project/vllm/pull/10169 logs a warning of each.
     Remove when: a finished request says how often it was preempted.
     """
-    scheduler, names = engine_core(engine).scheduler, list[str]()
+    scheduler, preemptions = engine_core(engine).scheduler, Counter()
     stock = scheduler._preempt_request
 
     def preempt(request: ScheduledRequest, *args: object, **kwargs: object) -> None:
-        names.append(request.request_id)
+        preemptions.count += 1
         stock(request, *args, **kwargs)
 
     scheduler._preempt_request = preempt
-    return names
+    return preemptions
 
 
 def patch_allocate_slots(engine: LLMEngine) -> None:

@@ -9,7 +9,7 @@ import torch
 from actors.engines.base import EngineOptions
 from actors.engines.vllm.adapter_slot import slot_rank
 from actors.engines.vllm.lora_patches import patch_nf4_loader, patch_nf4_skipped_modules
-from actors.engines.vllm.patches import patch_cpu_repacking, patch_embedding, patch_process, patch_sleep_mode
+from actors.engines.vllm.patches import EMBEDDING_ON_HOST, patch_cpu_repacking, patch_process, patch_sleep_mode
 from actors.models.families import family_of
 from actors.models.loading import load_config
 from actors.models.lora import lora_arguments_of
@@ -26,8 +26,6 @@ def patch_before_start(options: EngineOptions) -> None:
         patch_cpu_repacking()
     if options.sleep_mode:
         patch_sleep_mode()
-    if options.embedding_on_host:
-        patch_embedding()
     if options.quantization == "nf4":
         source = ModelSource(options.model_path, options.revision, options.model_path)
         config = load_config(source, trust_remote_code=options.trust_remote_code)
@@ -80,7 +78,8 @@ def start_vllm(options: EngineOptions, layout: AdapterLayout) -> LLMEngine:
 
 def device_arguments(options: EngineOptions) -> dict[str, object]:
     """Arguments that depend on the device, the number of devices and the quantization."""
-    arguments: dict[str, object] = {"max_num_batched_tokens": options.max_num_batched_tokens}
+    ours: dict[str, object] = {EMBEDDING_ON_HOST: options.embedding_on_host}
+    arguments: dict[str, object] = {"max_num_batched_tokens": options.max_num_batched_tokens, "additional_config": ours}
     if options.device == "cpu":
         # A block of 32 tokens lets short prompts share their prefix. Whole prompts only: a seeded request whose prompt
         # is split fails there ("CPU Generator does not use offset", vLLM 0.32).
@@ -97,7 +96,7 @@ def device_arguments(options: EngineOptions) -> dict[str, object]:
             # vLLM would choose Ray wherever it runs, and its workers would not be in this process's group.
             "distributed_executor_backend": "mp",
             "worker_cls": WORKER_CLASS,
-            "additional_config": {"memory_fraction": memory_fraction(options.device)},
+            "additional_config": {**ours, "memory_fraction": memory_fraction(options.device)},
         }
     if options.quantization == "nf4":
         arguments |= {"quantization": "bitsandbytes", "load_format": "bitsandbytes"}
