@@ -71,7 +71,7 @@ class Rendering:
 
     def conversation(
         self,
-        messages: Sequence[Mapping[str, str]],
+        messages: Sequence[Mapping[str, object]],
         tokenizer: PreTrainedTokenizerBase,
         *,
         add_generation_prompt: bool = False,
@@ -83,8 +83,8 @@ class Rendering:
             return str(render(plain, add_generation_prompt=add_generation_prompt, tokenize=False, **self.variables))
         except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:  # what Jinja lets through
             raise DataError(
-                f"the model's chat template refuses the prompt {messages[-1]['content'][:60]!r}: {error}; change the "
-                "messages, data.system_prompt or model.chat_template"
+                f"the model's chat template refuses the prompt {str(messages[-1]['content'])[:60]!r}: {error}; change "
+                "the messages, data.system_prompt or model.chat_template"
             ) from error
 
 

@@ -1,0 +1,1 @@
+"""What happens between two turns: environments, their tools, and the calls that models write."""
