@@ -6,22 +6,16 @@ well-formed line with the id of its sample; anything else ends the child, too. K
 engines.
 """
 
-import contextlib
 import itertools
 import json
 import math
 import os
-import select
-import signal
-import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
+from actors.runtime.child_process import ChildLost, ChildProcess
 from actors.types import Group, Score
 from conf.schema import TermSettings
 from conf.validate import named_terms
@@ -30,8 +24,6 @@ from rewards.sample import Sample
 from rewards.user_function import absolute_name
 
 START_SECONDS = 60.0
-MAX_ANSWER_BYTES = 1 << 20
-MAX_STDERR = 1500  # characters of a traceback that are shown
 
 
 class RewardWorker:
@@ -92,7 +84,7 @@ class RewardWorker:
             except _LateAnswer:  # not this sample's fault
                 self._restart()
                 return self._ask(sample, evaluate)
-        except _ChildLost as lost:
+        except ChildLost as lost:
             self._restart()
             return Score(None, error=str(lost))
 
@@ -120,12 +112,12 @@ class RewardWorker:
     def close(self) -> None:
         self._child.kill()
 
-    def _start(self) -> "_Child":
-        child = _Child()
+    def _start(self) -> ChildProcess:
+        child = ChildProcess("rewards.child")
         try:
             child.send(self._start_message)
             ready = cast(dict[str, Any], child.receive(START_SECONDS))
-        except _ChildLost as lost:
+        except ChildLost as lost:
             child.kill()
             stderr = child.stderr()
             reason = f"{lost}; it said:\n{stderr}" if stderr else f"{lost}"
@@ -137,81 +129,8 @@ class RewardWorker:
         return child
 
 
-class _ChildLost(Exception):
-    """The child did not answer; the message is the reason."""
-
-
-class _LateAnswer(_ChildLost):
+class _LateAnswer(ChildLost):
     """A second answer to an earlier sample."""
-
-
-class _Child:
-    """The scoring process, which is spoken to in lines of JSON."""
-
-    def __init__(self) -> None:
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(_import_path()), "OMP_NUM_THREADS": "1"}
-        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the child
-        # -P: without it, a rewards/ or conf/ in the user's folder would come before ours.
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "rewards.child"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._stderr,
-            env=environment,
-            start_new_session=True,
-            bufsize=0,
-        )
-        self._buffer = b""
-
-    def send(self, message: Mapping[str, object]) -> None:
-        """Send one line. Raises _ChildLost if the child has ended."""
-        assert self._process.stdin is not None
-        try:  # stdin is a raw file: write until all is out
-            view = memoryview(json.dumps(message).encode() + b"\n")
-            while view:
-                view = view[self._process.stdin.write(view) :]
-        except BrokenPipeError as error:
-            raise _ChildLost(self._reason()) from error
-
-    def receive(self, seconds: float) -> object:
-        """The next line, parsed. Raises _ChildLost if there is none within `seconds`, or it is no JSON."""
-        assert self._process.stdout is not None
-        deadline = time.monotonic() + seconds
-        while b"\n" not in self._buffer:
-            left = deadline - time.monotonic()
-            if left <= 0 or not select.select([self._process.stdout], [], [], left)[0]:
-                raise _ChildLost(f"no answer within {seconds:g} s")
-            data = os.read(self._process.stdout.fileno(), 1 << 16)
-            self._buffer += data
-            if not data:
-                raise _ChildLost(self._reason())
-            if len(self._buffer) > MAX_ANSWER_BYTES:
-                raise _ChildLost("an answer of over 1 MiB")
-        line, self._buffer = self._buffer.split(b"\n", 1)
-        try:
-            return json.loads(line)
-        except ValueError as error:
-            raise _ChildLost("an answer that is not JSON") from error
-
-    def kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                stream.close()
-        self._process.wait()
-
-    def stderr(self) -> str:
-        """The end of what it wrote to stderr before it was ready."""
-        self._stderr.seek(0)
-        return self._stderr.read().decode(errors="replace").strip()[-MAX_STDERR:]
-
-    def _reason(self) -> str:
-        try:
-            code = self._process.wait(5)
-        except subprocess.TimeoutExpired:
-            return "it closed its pipe"
-        return f"killed by {signal.Signals(-code).name}" if code < 0 else f"it exited with code {code}"
 
 
 NUMBER_OR_NONE = (int, float, type(None))
@@ -226,24 +145,18 @@ ANSWER_FIELDS = {
 
 
 def _score_of(answer: object, number: int) -> Score:
-    """The answer to sample `number`. Raises _ChildLost if it is anything else."""
+    """The answer to sample `number`. Raises ChildLost if it is anything else."""
     if not isinstance(answer, dict) or answer.keys() != ANSWER_FIELDS.keys():
-        raise _ChildLost("an answer that is no score")
+        raise ChildLost("an answer that is no score")
     well_formed = all(isinstance(answer[key], kind) for key, kind in ANSWER_FIELDS.items())
     if not well_formed or not all(isinstance(x, (int, float)) for x in answer["terms"].values()):
-        raise _ChildLost("an answer that is no score")
+        raise ChildLost("an answer that is no score")
     answered = answer.pop("id")
     if answered < number:
         raise _LateAnswer("a second answer to an earlier sample")
     if answered > number:
-        raise _ChildLost("an answer to another sample")
+        raise ChildLost("an answer to another sample")
     numbers = [answer["reward"], answer["strict"], answer["lenient"], *answer["terms"].values()]
     if not all(math.isfinite(x) for x in numbers if x is not None):
-        raise _ChildLost("an answer with a number that is not finite")
+        raise ChildLost("an answer with a number that is not finite")
     return Score(**answer)
-
-
-def _import_path() -> list[str]:
-    """Where the child looks for modules: as this process does, with our own folder first and the user's last."""
-    ours, users = str(Path(__file__).resolve().parents[1]), str(Path.cwd())
-    return [ours, *(p for p in sys.path if p and str(Path(p).resolve()) not in (ours, users)), users]

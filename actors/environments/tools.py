@@ -12,14 +12,10 @@ from jsonschema import Draft202012Validator
 from transformers.utils.chat_template_utils import DocstringParsingException, TypeHintParsingException, get_json_schema
 
 from actors.environments.calls import Call, CallError
-from conf.errors import UsageError
+from actors.environments.errors import EnvironmentRefused
 
 # Public methods that are no tools: they belong to the episode.
 OF_THE_EPISODE = frozenset({"reset", "step", "reward", "get_reward", "close"})
-
-
-class EnvironmentRefused(UsageError):
-    """An environment that cannot be used; the message says what to change."""
 
 
 def tool_schemas(environment: type) -> list[dict[str, Any]]:

@@ -5,7 +5,8 @@ from typing import Any, Literal
 import pytest
 
 from actors.environments.calls import Call, CallError
-from actors.environments.tools import EnvironmentRefused, checked_arguments, tool_schemas
+from actors.environments.errors import EnvironmentRefused
+from actors.environments.tools import checked_arguments, tool_schemas
 
 
 class Counter:
