@@ -146,7 +146,9 @@ class EnvironmentHost:
         self._children.clear()
 
     def _ask(self, episode: int, request: Mapping[str, object]) -> None:
-        child, number = self._of_episode[episode], next(self._numbers)
+        child, number = self._of_episode.get(episode), next(self._numbers)
+        if child is None:
+            return  # it was lost meanwhile, which the next poll tells
         child.pending[number] = _Pending(episode, time.monotonic() + self._deadline)
         try:
             child.process.send({"id": number, "episode": episode, **request})

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 MAX_ANSWER_BYTES = 1 << 20
+SEND_SECONDS = 10.0
 MAX_STDERR = 1500  # characters of a traceback that are shown
 
 
@@ -43,12 +44,14 @@ class ChildProcess:
         self._buffer = b""
 
     def send(self, message: Mapping[str, object]) -> None:
-        """Send one line. Raises ChildLost if the child has ended."""
+        """Send one line. Raises ChildLost if the child has ended, or does not read it within SEND_SECONDS."""
         assert self._process.stdin is not None
-        try:  # stdin is a raw file: write until all is out
-            view = memoryview(json.dumps(message).encode() + b"\n")
+        deadline, view = time.monotonic() + SEND_SECONDS, memoryview(json.dumps(message).encode() + b"\n")
+        try:
             while view:
-                view = view[self._process.stdin.write(view) :]
+                if not select.select([], [self._process.stdin], [], max(0.0, deadline - time.monotonic()))[1]:
+                    raise ChildLost(f"it read nothing for {SEND_SECONDS:g} s")
+                view = view[os.write(self._process.stdin.fileno(), view[: select.PIPE_BUF]) :]
         except BrokenPipeError as error:
             raise ChildLost(self._reason()) from error
 

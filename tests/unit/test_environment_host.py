@@ -10,6 +10,7 @@ import pytest
 
 from actors.environments.errors import EnvironmentRefused
 from actors.environments.host import Answer, EnvironmentHost
+from actors.runtime import child_process
 
 GAMES = """
 import os, re, time
@@ -215,6 +216,22 @@ def test_a_process_that_ends_takes_its_episodes_with_it(games: Path):
         assert host.begin({"number": 1, "most": 2}) == only(host).episode
         with pytest.raises(ProcessLookupError):
             os.killpg(first.process._process.pid, 0)
+
+
+def test_a_process_that_reads_nothing_does_not_hold_the_caller(games: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(child_process, "SEND_SECONDS", 1.0)
+    with host_of(games, deadline=60.0) as host:
+        stuck, other = (host.begin({"number": 1, "most": 2}) for _ in range(2))
+        answers_of(host, 2)
+        host.call(stuck, "get_stuck", {})
+        time.sleep(0.5)
+        started = time.monotonic()
+        host.call(other, "compare", {"guess": 1, "more": "x" * 10**6})
+        assert 1.0 <= time.monotonic() - started < 10.0  # with the start of another process
+        answers = answers_of(host, 2)
+        assert {answer.error for answer in answers.values()} == {"it read nothing for 1 s"}
+        host.call(other, "compare", {"guess": 1})  # of an episode that is lost, nothing is asked
+        assert host.poll(0.05) == []
 
 
 @pytest.mark.parametrize(
